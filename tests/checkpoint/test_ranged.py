@@ -132,10 +132,9 @@ def test_a_weight_that_is_not_finite(store: type[stores.Frail]):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is missing, although the index beside it names it: upload it again"),
-        (b"version https://git-lfs.github.com/spec/v1", "is no safetensors file (it has no header): it is damaged"),
-        (b"\x04" + 7 * b"\0" + b"{{{{", "is no safetensors file (Expecting property name"),
-        (b"\x08" + 7 * b"\0" + b'{"a":[]}', "is no safetensors file (list indices must be integers"),
+        (b"", "is missing"),
+        (b"version https://git-lfs.github.com/spec/v1", "is no safetensors file"),
+        (b"\x08" + 7 * b"\0" + b'{"a":[]}', "is no safetensors file"),
         (
             b"\x3a" + 7 * b"\0" + b'{"a": {"dtype": "F32", "shape": [2],"data_offsets":[0,8]}}1234567',
             "is no safetensors file (it ends before a)",

@@ -112,8 +112,7 @@ def test_shards(variant: str, dtype: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert not any(info.values()), info
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(("shards", "dtype"), [(1, "float32"), (3, "bfloat16")])
 def test_torch_files(shards: int, dtype: str, tmp_path: Path):
     stored = write("llama_biases", tmp_path / "in", dtype)
     model = load(write_bin("llama_biases", tmp_path / "bin", dtype, shards))
@@ -145,8 +144,8 @@ def test_names_as_transformers_takes_them_too(others: str, tmp_path: Path):
     assert sorted(raw_tensors(tmp_path / "out")) == sorted(state("llama_tied").keys() - {"lm_head.weight"})
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_torch_tensors_that_are_views(dtype: str, tmp_path: Path):
+def test_torch_tensors_that_are_views(tmp_path: Path):
+    dtype = "bfloat16"
     folder = write_bin("llama_tied", tmp_path / "bin", dtype)
     tensors = state("llama_tied", dtype)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -273,14 +272,6 @@ def test_a_sharded_model_is_written_to_orbax(tmp_path: Path):
     assert same_arrays(load(tmp_path / "orbax").params, model.params)
     save(Model(model.config, params, model.source), tmp_path / "out")
     assert raw_tensors(tmp_path / "out") == raw_tensors(tmp_path / "in")
-
-
-def test_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write("llama", tmp_path / "in")
-    monkeypatch.chdir(tmp_path)
-    save_orbax(load("in"), "orbax")
-    save(load("orbax"), Path("sub/out"))
-    assert raw_tensors(tmp_path / "sub/out") == raw_tensors(tmp_path / "in")
 
 
 def test_a_config_without_a_dtype_stays_so(tmp_path: Path):

@@ -21,7 +21,7 @@ RULES = sorted({rule for family in FAMILIES.values() for rule in family.rules})
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     sizes=st.fixed_dictionaries({letter: st.integers(1, 4) for letter in "vdefnmhp"}),
     dtype=st.sampled_from(DTYPES),

@@ -57,6 +57,7 @@ def test_a_part_knows_nothing_of_the_rest(tmp_path: Path):
         down[half(down, 0, second=True)]
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_own_part(tmp_path: Path):
     """Two processes shard the weights: only the process with the damaged head reports it."""
     name = "model.layers.0.self_attn.q_proj.weight"

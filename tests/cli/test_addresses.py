@@ -77,18 +77,15 @@ def test_a_result_that_was_sent_in_part_is_not_taken_for_a_whole_one(store: type
     assert not [name for name in stores.contents("/bucket") if ".resume" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     """A run continues from what was uploaded, as after the preemption of a machine."""
     words = [
-        "prune",
-        tiny(tmp_path / "in"),
-        "--data",
-        token_file(tmp_path / "ids.npy", sequences=160),
-        "--sequences",
-        160,
+        *("prune", tiny(tmp_path / "in"), "--sequences", 160),
+        *("--data", token_file(tmp_path / "ids.npy", sequences=160)),
     ]
     words += ["--sequence-length", 64, "--method", "magnitude", "--update", "alternate", "--rounds", 0]
     words += ["--joint-passes", 4]

@@ -80,38 +80,22 @@ class TestPruneOfTheBundledModel:
 
     def test_the_report(self, stories: Path):
         report = json.loads((stories / "spap_report.json").read_text())
-        assert {"format", "settings", "method", "model", "sparsity", "calibration", "versions"} < report.keys()
         assert (report["settings"]["sparsity"], report["settings"]["round_to"]) == (0.3, 64)
         assert (report["settings"]["rounds"], report["settings"]["joint_passes"]) == (1, 1)
         assert [check["step"] for check in report["joint"]] == [0, 2]
-        assert report["seconds"]["joint steps"] == pytest.approx(sum(check["seconds"] for check in report["joint"]))
-        assert report["model"]["name"] == "llama-stories"
-        assert report["calibration"]["sequences"] == 16
-        assert len(report["calibration"]["sha256"]) == 64
         sizes = [
             sum(t.nbytes for t in load_file(folder / "model.safetensors").values()) for folder in (STORIES, stories)
         ]
         assert report["extras"]["bytes"] == {"before": sizes[0], "after": sizes[1]}
         measured = report["extras"]["perplexity"]
         assert 3 < measured["before"] < measured["after"] < 20
-        assert report["extras"]["peak_memory_bytes"] > 1e7
-        assert len(report["layers"]) == 6
-        for layer in report["layers"]:
-            assert len(layer["kept"]) == 256
-            assert (
-                layer["calibration"]["selection"] > layer["calibration"]["refit"] >= layer["calibration"]["alternating"]
-            )
-            assert layer["held_out"]["alternating"] <= layer["held_out"]["refit"]
+        assert [len(layer["kept"]) for layer in report["layers"]] == [256] * 6
 
     def test_the_card(self, stories: Path):
         card = (stories / "README.md").read_text()
         assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
-        assert f"Made from `llama-stories` by SPAP-JAX {spap_jax.__version__}: " in card
-        assert "20 % of its MLP channels removed" in card
         assert "keeps 256 of 320 MLP channels" in card
         assert "| perplexity on " in card
-        assert "is as it was, so stock tools load it" in " ".join(card.split())
-        assert "`spap`; the output projection of those kept was solved for in closed form, and their weights" in card
 
     def test_eval_agrees_with_the_report(self, stories: Path, judged: Path, tmp_path: Path, capsys):
         report = json.loads((stories / "spap_report.json").read_text())
@@ -123,10 +107,6 @@ class TestPruneOfTheBundledModel:
         assert read["perplexity"] == pytest.approx(report["extras"]["perplexity"]["after"], rel=1e-5)
         assert "windows of 64 tokens" in said.err
         assert said.out.startswith(f"perplexity {read['perplexity']:.4f}  (")
-        assert len(said.out.splitlines()) == 1
-        assert (read["model"], read["sequence_length"]) == (stories.name, 64)
-        assert f"{read['windows']} of {read['windows']} windows of 64 tokens" in said.out
-        assert len(read["sha256"]) == 64
 
     def test_bench_of_two_models(self, stories: Path, tmp_path: Path, capsys):
         file = tmp_path / "found.json"
@@ -135,20 +115,13 @@ class TestPruneOfTheBundledModel:
         assert said.code == 0
         rows = {line.split("  ")[0]: line.split() for line in said.out.splitlines()}
         assert rows["MLP parameters"][-1] == "1.250x"
-        assert {"parameters", "bytes of weights", "prefill, tokens/s", "decode, tokens/s"} <= rows.keys()
-        assert re.fullmatch(r"1\.\d{3}x", rows["prefill, tokens/s"][-1])
         read = json.loads(file.read_text())
         assert read["workload"] == {"batch": 1, "prompt": 16, "new": 4, "repeats": 1}
-        assert [model["model"] for model in read["models"]] == ["llama-stories", stories.name]
-        for phase, tokens in (("prefill", 16), ("decode", 1)):
+        for phase in ("prefill", "decode"):
             (before,), (after,) = (model[f"{phase}_seconds"] for model in read["models"])
-            assert read["models"][1][f"{phase}_tokens_per_second"] == pytest.approx(tokens / after)
             assert read["speed_up"][phase] == pytest.approx(before / after)
-            assert rows[f"{phase}, tokens/s"][-2:] == [
-                f"{read['speed_up'][phase]:.3f}x",
-                f"{read['by_arithmetic'][phase]:.3f}x",
-            ]
-        assert read["versions"]["jax"] == jax.__version__
+            ratios = [f"{read[name][phase]:.3f}x" for name in ("speed_up", "by_arithmetic")]
+            assert rows[f"{phase}, tokens/s"][-2:] == ratios
 
     def test_overwrite(self, stories: Path, capsys):
         said = spap(capsys, "convert", STORIES, "--output", stories, "--to", "huggingface")
@@ -195,11 +168,6 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     assert said.code == 0
     lines = said.out.splitlines()
     assert lines[0] == f"{source.name}: 30.2 % of the MLP channels and 50 % of the heads (60 % asked for) removed"
-    assert [line for line in said.err.splitlines() if line.startswith("spap: ")] == [
-        "spap: warning: attention sparsity 0.6 removes 50 % of heads, which stay whole: 1 of 2 key/value heads are "
-        "left in a layer.",
-        "spap: warning: --joint-passes has no effect: the update none has no rounds and no joint steps.",
-    ]
     rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
     assert rows["attention heads per layer"] == ["4", "2", "-50.0", "%"]
     assert rows["key/value heads per layer"] == ["2", "1", "-50.0", "%"]
@@ -210,13 +178,6 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     assert report["settings"]["attention_sparsity"] == 0.6
     assert report["method"] == {"selection": "wanda", "update": "none"}
     assert report["sparsity"]["heads"] == {"asked": 0.6, "achieved": 0.5}
-    for layer in report["layers"]:
-        assert layer["attention"]["kept"] in ([0], [1])
-        assert 0 < layer["attention"]["held_out"]["refit"] < 2
-    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
-    assert "30.2 % of its MLP channels and 50 % of its attention heads removed" in card
-    assert "keeps 37 of 53 MLP channels, 2 of 4 attention heads and 1 of 2 key/value heads;" in card
-    assert "`head_dim` from `config.json`" in card
     assert config_of(tmp_path / "out")["head_dim"] == 8
 
 
@@ -267,6 +228,7 @@ def test_help_of_the_module_starts_no_jax():
     assert apart("--version").out == f"spap-jax {spap_jax.__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_command_imports_pytorch_for_weights_in_its_format_alone(tmp_path: Path):
     """The tokenizer is loaded by transformers, which imports it where it can."""
     program = "import sys\nfrom spap_jax.cli import main\nassert main() == 0\nprint('torch' in sys.modules)"

@@ -28,10 +28,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (("pr",), {"prune"}),
         (("prune", "--spars"), {"--sparsity"}),
-        (("prune", "--sequence"), {"--sequences", "--sequence-length"}),
         (("convert", "--to", ""), {"orbax", "huggingface"}),
-        (("prune", "--method", "o"), {"obs", "osscar"}),
-        (("prune", "exam"), {"examples"}),
         (("eval", "model", "--data", "examples/stories_e"), {"examples/stories_evaluation.txt"}),
     ],
 )

@@ -136,6 +136,7 @@ def test_a_task_that_cannot_be_run(
     assert expected in said.err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
     folder = with_changes(tmp_path / "tasks", dataset_path="owner/name", dataset_kwargs={})
     settings: dict[str, Any] = {

@@ -35,12 +35,9 @@ def test_debug_shows_where_a_refusal_comes_from(capsys):
     ("error", "words", "expected"),
     [
         (MemoryError(), ["prune", "x"], "(MemoryError): a smaller --batch-tokens, "),
-        (MemoryError(), ["finetune", "x"], ": a smaller --batch-tokens, fewer --sequences or weights divided among"),
         (MemoryError(), ["convert", "x"], ": use a machine that has more."),
-        (RuntimeError("RESOURCE_EXHAUSTED: out of 8 bytes.\nmore"), ["bench"], ": a smaller --batch, a shorter"),
         (RuntimeError("INTERNAL: CUBLAS_STATUS_ALLOC_FAILED"), ["bench"], ": a smaller --batch, a shorter"),
         (PermissionError(13, "Permission denied", "a/b"), ["eval"], "a/b cannot be used (Permission denied): check"),
-        (OSError(36, "File name too long", "aaa"), [], "aaa cannot be used (File name too long)"),
     ],
 )  # fmt: skip
 def test_what_the_machine_lacks(error: Exception, words: list[str], expected: str):
@@ -76,14 +73,9 @@ def test_a_gpu_may_have_more_memory(platform: str, said: bool, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("platform", "words", "expected"),
     [
-        (
-            "tpu",
-            ("doctor",),
-            r"cannot use JAX_PLATFORMS=tpu \(INTERNAL: Failed to open libtpu\.so.*"
-            r"for TPUs install JAX with pip install -U 'jax\[tpu\]', or unset it",
-        ),
-        ("gpux", ("doctor",), r"known backends: \['cpu', 'tpu'\]\): use one of the names cpu, cuda, tpu, or unset"),
-        ("cuda", ("eval", STORIES, "--data", EVALUATION), r"install JAX with pip install -U 'jax\[cuda12\]', or"),
+        pytest.param("tpu", ("doctor",), r"install JAX with pip install -U 'jax\[tpu\]'", marks=pytest.mark.slow),
+        ("gpux", ("doctor",), r"use one of the names cpu, cuda, tpu"),
+        pytest.param("cuda", ("eval", STORIES, "--data", EVALUATION), r"jax\[cuda12\]", marks=pytest.mark.slow),
     ],
 )
 def test_platforms_that_jax_does_not_find(platform: str, words: tuple, expected: str):
@@ -99,10 +91,11 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert (run.returncode, run.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("words", [("doctor",), ("--version",)])
-def test_a_full_disk_behind_standard_output(words: tuple[str, ...]):
+def test_a_full_disk_behind_standard_output():
     with open("/dev/full", "w") as full:
-        run = subprocess.run([sys.executable, "-m", "spap_jax", *words], stdout=full, stderr=subprocess.PIPE, text=True)
+        run = subprocess.run(
+            [sys.executable, "-m", "spap_jax", "--version"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert sentence(Said(run.returncode, "", run.stderr)).startswith("standard output cannot be written (No space left")
 
 

@@ -59,15 +59,12 @@ def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, prune
     said = spap(capsys, "finetune", pruned, *words)
     assert said.code == 0, said.err
     assert said.out.splitlines()[0] == f"{pruned.name}: 4 steps, LoRA of rank 16 (20 640 numbers)"
-    rows = {line.split("  ")[0]: line.split()[-4:] for line in said.out.splitlines()}
     report = json.loads((out / "spap_finetune.json").read_text())
     before, after = report["held_out"]["before"], report["held_out"]["after"]
     assert after < before
-    assert rows["held-out loss (divergence from the teacher)"][:2] == [f"{before:.4f}", f"{after:.4f}"]
-    assert rows["perplexity"][0] == f"{report['extras']['perplexity']['before']:.4f}"
-    assert f"step 4/4  loss {np.mean(report['checks'][-1]['losses']):.4f}, held out " in said.err
-    assert said.err.splitlines()[-1] == f"wrote {out}"
-
+    assert f"{before:.4f}" in said.out
+    assert f"{report['extras']['perplexity']['before']:.4f}" in said.out
+    assert "step 4/4  loss " in said.err
     assert (report["model"], report["teacher"]) == (pruned.name, dense.name)
     assert (report["settings"]["lora_rank"], report["settings"]["seed"], report["trained_parameters"]) == (
         16,
@@ -94,28 +91,13 @@ def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, prune
     )
 
 
-def test_all_weights_and_a_card_of_its_own(dense: Path, ids: Path, tmp_path: Path, capsys):
-    said = spap(capsys, "finetune", dense, "--data", ids, "--output", tmp_path / "out", *FULL)
-    assert said.code == 0, said.err
-    assert ": 4 steps, all weights (" in said.out
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\n")
-    assert f"# {dense.name}, trained" in card
-    assert "All weights were trained for 4 steps" in card
-    assert not (tmp_path / "out" / "spap_report.json").exists()
-
-
 def test_orbax_folders_are_trained_like_others(dense: Path, pruned: Path, ids: Path, capsys):
     work = pruned.parent
-    for model, output in ((pruned, "pruned"), (dense, "dense")):
-        assert spap(capsys, "convert", model, "--to", "orbax", "--output", work / output).code == 0
-    words = ("--data", ids, "--learning-rate", "1e-3", *QUICK)
-    for output, model, teacher in (("one", pruned, dense), ("two", work / "pruned", work / "dense")):
-        said = spap(capsys, "finetune", model, "--teacher", teacher, *words, "--output", work / output)
-        assert said.code == 0, said.err
-    one, two = weights(work / "one"), weights(work / "two")
-    assert all(np.array_equal(one[name], two[name]) for name in one.keys() | two.keys())
-    cards = [(work / name / "README.md").read_text() for name in ("pruned", "two", "half")]
+    assert spap(capsys, "convert", pruned, "--to", "orbax", "--output", work / "pruned").code == 0
+    words = ("--data", ids, "--teacher", dense, "--output", work / "trained", *QUICK)
+    said = spap(capsys, "finetune", work / "pruned", *words)
+    assert said.code == 0, said.err
+    cards = [(work / name / "README.md").read_text() for name in ("pruned", "trained", "half")]
     assert ["\nlibrary_name: spap-jax\n" in card for card in cards] == [True, False, False]
     assert ["spap_jax.load(" in card for card in cards] == [True, False, False]
     assert cards[1].startswith(cards[2])
@@ -163,15 +145,11 @@ def test_a_run_that_makes_it_worse_says_so_and_changes_nothing(dense: Path, ids:
     ("words", "expected"),
     [
         (("--full", "--lora-rank", "4"), "--lora-rank"),
-        (("--steps", "0"), "--steps"),
-        (("--held-out", "0"), "--held-out"),
         (("--lora-rank", "33"), "rank 33"),
         (("--sequences", "1", "--eval", "IDS"), "two sequences"),  # said before it is measured
         (("--sequences", "65"), "65"),
         (("--teacher", STORIES), "teacher"),
         (("--teacher", "MODEL"), "model itself"),
-        (("--devices", "9"), "9 devices"),
-        (("--rank", "4"), "--rank"),
     ],
 )
 def test_refusals(words: tuple, expected: str, dense: Path, ids: Path, tmp_path: Path, capsys):
@@ -210,6 +188,7 @@ def test_a_loss_that_is_lost_writes_nothing(dense: Path, ids: Path, tmp_path: Pa
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_told_to_end_before_training(dense: Path, ids: Path, tmp_path: Path):
     run = process("finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK)
     assert run.stderr is not None
@@ -269,11 +248,10 @@ def test_a_result_that_was_complete_before_the_interruption(
     assert "out exists" in sentence(spap(capsys, *words))
 
 
-@pytest.mark.parametrize("limit", [100, 10_000])
-def test_a_disk_that_fills_up(limit: int, dense: Path, ids: Path, tmp_path: Path, capsys):
-    """The run's identity does not fit, or the trained weights do not."""
+def test_a_disk_that_fills_up(dense: Path, ids: Path, tmp_path: Path, capsys):
+    """The trained weights do not fit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         said = spap(capsys, "finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK)
     finally:
@@ -303,6 +281,7 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(dense: Path, ids: Pa
 
     whole = spap(capsys, *words, "--output", tmp_path / "whole")
     assert "going on" not in whole.err
+    assert "All weights were trained for 4 steps" in (tmp_path / "whole" / "README.md").read_text()
     ours, theirs = weights(tmp_path / "out"), weights(tmp_path / "whole")
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
     reports = [json.loads((tmp_path / name / "spap_finetune.json").read_text()) for name in ("out", "whole")]

@@ -16,12 +16,11 @@ LONG = {"numbers": [*range(5000)]}
 
 
 @pytest.mark.parametrize("command", [("eval", STORIES, "--data", "none.txt"), ("bench", "none")])
-@pytest.mark.parametrize("place", ["no/x.json", ".", "letter.json"])
-def test_a_place_that_cannot_be_is_refused_before_any_work(command: tuple, place: str, tmp_path, capsys, monkeypatch):
+def test_a_place_that_cannot_be_is_refused_before_any_work(command: tuple, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "letter.json").write_text("dear")
-    said = sentence(spap(capsys, *command, "--json", place))
-    assert said.startswith(place)
+    for place in ("no/x.json", ".", "letter.json"):
+        assert sentence(spap(capsys, *command, "--json", place)).startswith(place)
     assert left(tmp_path) == ["letter.json"]
     assert (tmp_path / "letter.json").read_text() == "dear"
 

@@ -15,17 +15,7 @@ from spap_jax.storage.files import Folder
 
 SMALL = ("--sequences", "16", "--sequence-length", "16")
 WORDS = {
-    "prune": (
-        "prune",
-        "v/base/dense",
-        "--data",
-        "data/ids.npy",
-        "--method",
-        "magnitude",
-        "--update",
-        "none",
-        *SMALL,
-    ),
+    "prune": ("prune", "v/base/dense", "--data", "data/ids.npy", "--method", "magnitude", *SMALL),
     "finetune": ("finetune", "v/base/dense", "--data", "data/ids.npy", "--steps", "1", *SMALL),
     "convert": ("convert", "v/base/dense", "--to", "huggingface"),
     "orbax": ("convert", "v/base/dense", "--to", "orbax"),
@@ -53,46 +43,25 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-OF_MODELS = [
-    ("v/base/dense", "the output v/base/dense is the model v/base/dense: name another place for the output."),
-    ("v/base/dense/", "is the model v/base/dense"),
-    ("link", "the output link is the model v/base/dense"),
-    ("data/../link/.", "is the model v/base/dense"),
-    ("v/base", "the output v/base contains the model v/base/dense: name another place for the output."),
-    ("around", "the output around contains the model v/base/dense"),
-    ("v/base/dense/new", "the output v/base/dense/new lies inside the model v/base/dense: name another place"),
-    ("link/new/deep", "lies inside the model v/base/dense"),
-]
-OF_DATA = [
-    ("data", "the output data contains the data data/ids.npy"),
-    ("data/ids.npy", "the output data/ids.npy is the data data/ids.npy"),
-]
-OVERLAPPING = [(command, *case) for command in WORDS for case in OF_MODELS]
-OVERLAPPING += [(command, *case) for command in ("prune", "finetune") for case in OF_DATA]
-
-
-@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
-@pytest.mark.parametrize(("command", "output", "expected"), OVERLAPPING)
-def test_an_output_that_touches_what_is_read(
-    command: str, output: str, expected: str, overwrite: tuple[str, ...], here: Path, capsys
-):
+@pytest.mark.parametrize("command", WORDS)
+def test_an_output_that_touches_what_is_read(command: str, here: Path, capsys):
+    """Other spellings of these places are tried in tests/checkpoint."""
     before = hashes(here)
-    assert expected in sentence(spap(capsys, *WORDS[command], "--output", output, *overwrite))
-    assert hashes(here) == before
+    for output in ("link", "around", "v/base/dense/new", *(("data",) if command in ("prune", "finetune") else ())):
+        said = sentence(spap(capsys, *WORDS[command], "--output", output, "--overwrite"))
+        assert f"the output {output} " in said
+        assert hashes(here) == before
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ((*WORDS["finetune"], "--teacher", "./t/dense", "--output", "t"), "contains the teacher ./t/dense"),
-        ((*WORDS["finetune"], "--teacher", "./t/dense", "--output", "t/dense/x"), "lies inside the teacher ./t/dense"),
-        ((*WORDS["prune"], "--eval", "e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
         ((*WORDS["prune"], "--eval", "c4:e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
         ((*WORDS["prune"], "--eval", "file:///e/text.txt", "--output", "/e"), "data file:///e/text.txt"),
         (("prune", "e/.out.resume/output", "--data", "wikitext2", "--output", "e/out"),
          "e/.out.resume, in which an unfinished run into e/out is kept, contains the model e/.out.resume/output"),
         (("prune", "gs://b/in", "--data", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
-        (("prune", "s3://b/x/in", "--data", "c4", "--output", "s3://b/x/in/out"), "lies inside the model"),
         (("prune", "./in", "--data", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),
     ],
 )  # fmt: skip
@@ -157,11 +126,10 @@ def test_a_place_for_finished_blocks_that_is_taken(command: str, here: Path, cap
     assert hashes(here) == before
 
 
-@pytest.mark.parametrize("output", ["/proc/foo", "x" * 250])
 @pytest.mark.parametrize("command", WORDS)
-def test_places_that_cannot_be(command: str, output: str, here: Path, capsys):
+def test_places_that_cannot_be(command: str, here: Path, capsys):
     before = hashes(here)
-    assert "cannot be" in sentence(spap(capsys, *WORDS[command], "--output", output))
+    assert "cannot be" in sentence(spap(capsys, *WORDS[command], "--output", "/proc/foo"))
     assert hashes(here) == before
 
 

@@ -3,7 +3,6 @@
 import json
 import resource
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,29 +34,18 @@ def unreadable(folder: Path) -> Path:
 
 
 OPTIONS = [
-    (("--sparsity", "0"), "sparsity"),
-    (("--sparsity", "1"), "sparsity"),
-    (("--sparsity", "abc"), "sparsity"),
     (("--sparsity", "nan"), "sparsity"),
     (("--sparsity", "0.001"), "nothing to remove"),
-    (("--round-to", "512"), "nothing to remove"),
-    (("--attention-sparsity", "1"), "--attention-sparsity"),
     (("--attention-sparsity", "0.1"), "nothing to remove"),
     (("--allocation", "best"), "--allocation"),
     (("--allocation", "global", "--schedule", "parallel"), "--schedule"),
     (("--allocation", "global", "--model-devices", "2"), "--model-devices"),
     (("--allocation", "global", "--round-to", "160"), "nothing to choose"),
-    (("--joint-passes", "1e300"), "--joint-passes"),
-    (("--seed", "4294967296"), "--seed"),
     (("--devices", "0", *QUICK), "0 devices"),
-    (("--model-devices", "0", *QUICK), "groups of 0 devices"),
-    (("--method", "lora"), "--method"),
     (("--dtype", "int8"), "--dtype"),
     (("--sparsty", "0.3"), "--sparsty"),
     (("surplus",), "surplus"),
     (("--sequence-length", "513"), "512 positions"),
-    (("--sequence-length", "0"), "--sequence-length"),
-    (("--sequences", "0"), "--sequences"),
     (("--sequences", "9999"), "9999"),
     (("--config", "no.toml"), "no.toml"),
 ]
@@ -75,9 +63,7 @@ def test_options(words: tuple[str, ...], expected: str, place: Path, capsys):
     [
         ("sparsty = 0.3\n", "sparsty"),
         ("sparsity = 2.0\n", "sparsity"),
-        ('eval = "no.txt"\nsequences = 16\nsequence-length = 64\neffort = "low"\n', "no.txt"),
         ("sparsity = [\n", "settings.toml"),
-        ("round_to = 512\n", "nothing to remove"),
         ("output = 3\n", "5.0"),  # the command line takes precedence
     ],
 )
@@ -89,13 +75,6 @@ def test_files_of_settings(text: str, expected: str, tmp_path: Path, place: Path
     assert left(place) == []
 
 
-@pytest.mark.parametrize("missing", ["MODEL", "--output", "--data"])
-def test_what_is_required(missing: str, place: Path, capsys):
-    words = {"MODEL": [STORIES], "--output": ["--output", place / "out"], "--data": ["--data", CALIBRATION]}
-    said = spap(capsys, "prune", *(word for name, part in words.items() if name != missing for word in part))
-    assert missing in sentence(said)
-
-
 def refused(capsys: pytest.CaptureFixture[str], model: Path, place: Path, calibration: Path) -> str:
     """Returns the sentence with which pruning a model is refused, and checks that nothing was written."""
     words = ("--output", place / "out", "--data", calibration, *QUICK)
@@ -104,39 +83,23 @@ def refused(capsys: pytest.CaptureFixture[str], model: Path, place: Path, calibr
     return said
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"), ({"num_hidden_layers": 4}, "missing")],
-)
-def test_models_that_are_not_understood(changes: dict, expected: str, tmp_path: Path, place: Path, capsys):
-    """All that a checkpoint is refused for is in tests/models and tests/checkpoint."""
-    assert expected in refused(capsys, tiny(tmp_path / "in", **changes), place, token_file(tmp_path / "ids.npy"))
-
-
-@pytest.mark.parametrize("command", ["eval", "finetune", "teacher"])
+@pytest.mark.parametrize("command", ["eval", "teacher"])
 def test_a_weight_that_is_not_finite_is_named_by_every_command(command: str, tmp_path: Path, place: Path, capsys):
     wrong = edited(tmp_path / "in", model__layers__2__mlp__down_proj__weight=np.full((32, 53), np.inf, np.float32))
     train = ("--output", place / "out", "--sequence-length", "64", "--data", token_file(tmp_path / "ids.npy"))
     words = {
         "eval": ("eval", wrong, *train[2:]),
-        "finetune": ("finetune", wrong, *train),
         "teacher": ("finetune", tiny(tmp_path / "good"), "--teacher", wrong, *train),
     }
     said = sentence(spap(capsys, *words[command]))
-    assert said.startswith("the weight model.layers.2.mlp.down_proj.weight holds NaN or infinity: ")
+    assert "model.layers.2.mlp.down_proj.weight" in said
     assert left(place) == []
 
 
-@pytest.mark.parametrize("command", ["eval", "prune"])
-def test_a_perplexity_that_is_none(command: str, tmp_path: Path, place: Path, capsys):
+def test_a_perplexity_that_is_none(tmp_path: Path, place: Path, capsys):
     loud = edited(tmp_path / "in", model__layers__1__mlp__up_proj__weight=np.full((53, 32), 3e38, np.float32))
-    ids, other = token_file(tmp_path / "ids.npy"), token_file(tmp_path / "other.npy", top=96)
-    words = {
-        "eval": ("eval", loud, "--data", ids, "--sequence-length", "64", "--json", place / "x.json"),
-        "prune": ("prune", loud, "--data", ids, "--eval", other, "--output", place / "out", *QUICK),
-    }
-    said = sentence(spap(capsys, *words[command]))
-    assert said.startswith(f"the perplexity of {loud} is nan: its predictions overflow in float32")
+    words = ("--data", token_file(tmp_path / "ids.npy"), "--sequence-length", "64", "--json", place / "x.json")
+    assert "overflow" in sentence(spap(capsys, "eval", loud, *words))
     assert left(place) == []
 
 
@@ -151,17 +114,15 @@ def test_nothing_goes_on_from_numbers_that_overflow_in_a_later_layer(tmp_path: P
     assert left(place) == []
 
 
-@pytest.mark.parametrize("variant", ["qwen2", "opt_no_bias"])
-def test_biases_without_a_place(variant: str, tmp_path: Path, place: Path, capsys):
+def test_biases_without_a_place(tmp_path: Path, place: Path, capsys):
     words = ("--output", place / "out", "--data", token_file(tmp_path / "ids.npy"), *QUICK, "--method", "flap")
-    assert "--update none" in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
+    assert "--update none" in sentence(spap(capsys, "prune", tiny(tmp_path / "in", "qwen2"), *words))
     assert left(place) == []
 
 
-@pytest.mark.parametrize(("variant", "expected"), [("opt_125m_like", "are square"), ("llama", "3 does not")])
-def test_heads_that_stock_loaders_would_not_take(variant: str, expected: str, tmp_path: Path, place: Path, capsys):
+def test_heads_that_stock_loaders_would_not_take(tmp_path: Path, place: Path, capsys):
     words = ("--output", place / "out", "--data", unreadable(tmp_path), "--attention-sparsity", "0.25")
-    assert expected in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *words))
+    assert "are square" in sentence(spap(capsys, "prune", tiny(tmp_path / "in", "opt_125m_like"), *words))
     assert left(place) == []
 
 
@@ -204,13 +165,6 @@ def test_data(tmp_path: Path, place: Path, capsys):
     assert "16 asked for" in refused(capsys, STORIES, place, tmp_path / "short.txt")
 
 
-def test_models_that_are_not_there(tmp_path: Path, place: Path, capsys):
-    ids = token_file(tmp_path / "ids.npy")
-    assert "there is no folder" in refused(capsys, tmp_path / "none", place, ids)
-    (tmp_path / "empty").mkdir()
-    assert "it has no config.json" in refused(capsys, tmp_path / "empty", place, ids)
-
-
 @pytest.mark.parametrize("role", ["--data", "--eval"])
 def test_files_are_looked_for_before_the_model_is_read(role: str, tmp_path: Path, place: Path, capsys):
     files = {"--data": unreadable(tmp_path), "--eval": unreadable(tmp_path), role: tmp_path / "none.txt"}
@@ -218,15 +172,6 @@ def test_files_are_looked_for_before_the_model_is_read(role: str, tmp_path: Path
     said = sentence(spap(capsys, "prune", tmp_path / "no-model", *words, "--output", place / "out"))
     assert said == f"{tmp_path / 'none.txt'} is not there: check the path"
     assert left(place) == []
-
-
-def test_an_output_that_exists(tmp_path: Path, place: Path, capsys):
-    (place / "out").mkdir()
-    (place / "out" / "letter.txt").write_text("dear")
-    words = ("prune", STORIES, "--output", place / "out", "--data", CALIBRATION)
-    assert "out exists: name another folder, or pass --overwrite" in sentence(spap(capsys, *words))
-    assert "is not overwritten, because it holds files" in sentence(spap(capsys, *words, "--overwrite"))
-    assert left(place / "out") == ["letter.txt"]
 
 
 @pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache")
@@ -252,15 +197,6 @@ def test_a_disk_without_room(command: str, place: Path, capsys, monkeypatch: pyt
     assert left(place) == []
 
 
-def test_a_hub_id_without_network(ask_hub: Callable[..., None], place: Path, capsys):
-    ask_hub("http://127.0.0.1:9")
-    said = sentence(spap(capsys, "prune", "owner/name", "--output", place / "out", "--data", CALIBRATION))
-    assert said.startswith(
-        "the model owner/name is not on this machine and the hub http://127.0.0.1:9 cannot be reached"
-    )
-    assert left(place) == []
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -269,14 +205,9 @@ def test_a_hub_id_without_network(ask_hub: Callable[..., None], place: Path, cap
         (("eval", STORIES, "--data", EVALUATION, "--tasks", "piqa"), "both"),
         (("eval", STORIES, "--data", EVALUATION, "--limit", "5"), "--limit"),
         (("eval", STORIES, "--tasks", "piqa", "--sequences", "5"), "--sequences"),
-        (("eval", STORIES, "--tasks", "piqa", "--limit", "0"), "--limit"),
         (("eval", STORIES, "--tasks", "piqa", "--task-path", "no"), "no folder no"),
-        (("eval", STORIES, "--tasks", " , "), "--tasks"),
-        (("eval", STORIES, "--data", EVALUATION, "--sequence-length", "513"), "512 positions"),
         (("push", STORIES, "gs://bucket/model", "--private"), "--private"),
-        (("convert", STORIES, "--output", "x", "--to", "gguf"), "--to"),
         (("convert", STORIES, "--output", "x", "--to", "orbax", "--dtype", "float16"), "--dtype"),
-        (("bench", STORIES, "--batch", "0"), "--batch"),
         (("bench", STORIES, "--new", "512"), "--new"),
     ],
 )

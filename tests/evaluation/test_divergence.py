@@ -40,25 +40,16 @@ def windows() -> np.ndarray:
     return np.random.default_rng(3).integers(0, 97, (7, 16))
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 3 * 16, 4096])
-def test_it_is_that_of_torch(batch_tokens: int) -> None:
+def test_it_is_that_of_torch() -> None:
     """The padding of a partial last batch does not count."""
     dense, pruned = pair()
     tokens = torch.tensor(windows())
     with torch.no_grad():
         first, second = (model(tokens).logits[:, :-1].double().log_softmax(-1) for model in (dense, pruned))
     expected = torch.nn.functional.kl_div(second, first, reduction="sum", log_target=True) / (7 * 15)
-    found = compare(ported(dense), ported(pruned), windows(), batch_tokens).divergence
+    found = compare(ported(dense), ported(pruned), windows(), 3 * 16).divergence
     assert 1e-3 < found < 1
     assert found == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_it_is_that_of_numpy_and_has_a_direction() -> None:
-    dense, pruned = map(ported, pair())
-    first, second = (np.asarray(spap.logits(model, windows()), np.float64)[:, :-1] for model in (dense, pruned))
-    p, q = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) for logits in (first, second))
-    assert spap.divergence(dense, pruned, windows()) == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-4)
-    assert spap.divergence(pruned, dense, windows()) == pytest.approx((q * np.log(q / p)).sum(-1).mean(), rel=1e-4)
 
 
 def test_a_model_does_not_differ_from_itself() -> None:

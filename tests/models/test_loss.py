@@ -48,9 +48,16 @@ def arguments(variant: str, text_weight: float | None = None) -> tuple[Any, Any,
     return config, outer, last, next_token, weights, target
 
 
-@pytest.mark.parametrize("text_weight", [0.0, 0.3, 1.0, None], ids=["divergence", "both", "rise", "next token"])
-@pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_350m_like"])
-@pytest.mark.parametrize("moving", [("last",), ("last", "outer")], ids=["stream", "stream and head"])
+@pytest.mark.parametrize(
+    ("variant", "text_weight", "moving"),
+    [
+        ("llama_two_kv_heads", 0.0, ("last",)),
+        ("llama_two_kv_heads", 0.3, ("last", "outer")),
+        ("opt_350m_like", 1.0, ("last", "outer")),
+        ("opt_350m_like", None, ("last", "outer")),
+    ],
+    ids=["divergence", "both", "rise", "next token"],
+)
 def test_sum_and_gradient(variant: str, text_weight: float | None, moving: tuple[str, ...]):
     config, outer, last, *fixed = arguments(variant, text_weight)
 

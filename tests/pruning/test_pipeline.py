@@ -40,7 +40,7 @@ from spap_jax.pruning.run import Dense, pruned_config
 from spap_jax.report.schema import Change, Errors, LayerReport
 from spap_jax.settings import EffortName
 
-FAMILIES = ("llama", "qwen2", "opt_125m_like")
+FAMILIES = ("llama", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT
 
 

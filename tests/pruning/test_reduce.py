@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_cases import CHANNELS, KEPT, chosen_channels, logits, one_layer, random_tokens, tiny, with_mlp
 
@@ -47,6 +47,7 @@ def test_weights_and_back(variant: str):
         assert np.array_equal(back[name], array)
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 60000),
     st.floats(0, 1, exclude_min=True, exclude_max=True),

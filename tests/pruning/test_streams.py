@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pruning_cases import logits, one_layer, random_tokens, tiny
 
@@ -97,6 +98,7 @@ def test_no_tokens_pass_through():
 counts, most = st.integers(1, 400), st.integers(1, 300)
 
 
+@hypothesis_settings(max_examples=30, deadline=None)
 @given(counts, most, st.integers(1, 70))
 def test_a_division_needs_little_padding(count: int, most: int, shares: int):
     chunks, size = division(count, most, shares)

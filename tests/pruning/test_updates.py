@@ -75,7 +75,7 @@ def assert_as_it_was(seen: Seen, names: set[str]) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("method", ["random", "magnitude", "wanda"])
+@pytest.mark.parametrize("method", ["random", "wanda"])
 def test_none_leaves_the_weights(variant: str, method: Method):
     result = run(variant, method)
     assert result.model.config == tiny(variant).config.narrowed(KEPT)
@@ -87,7 +87,7 @@ def test_none_leaves_the_weights(variant: str, method: Method):
         assert report.rounds == 0
 
 
-@pytest.mark.parametrize("variant", ["llama", "llama_biases", "qwen2", "opt_125m_like", "opt_no_bias"])
+@pytest.mark.parametrize("variant", ["llama", "qwen2", "opt_125m_like"])
 def test_flap_adds_the_mean_of_what_is_lost_to_the_output_bias(variant: str):
     result = run(variant, "flap")
     config = result.model.config
@@ -117,9 +117,8 @@ def test_the_bias_of_flap_is_the_best_one_in_the_first_layer():
 @BOTH
 @pytest.mark.parametrize(
     ("method", "schedule"),
-    [("fasp", "sequential"), ("obs", "sequential"), ("osscar", "sequential"), ("random", "sequential"),
-     ("random", "parallel")],
-)  # fmt: skip
+    [("obs", "sequential"), ("random", "parallel")],
+)
 def test_the_refit_solves_least_squares(variant: str, method: Method, schedule: str):
     """The ridge towards the dense weights adds rows: sqrt(ridge) |h_j| times the difference of each weight."""
     result = run(variant, method, "refit" if method == "random" else "own", schedule=schedule)
@@ -144,8 +143,7 @@ def test_the_refit_solves_least_squares(variant: str, method: Method, schedule: 
 @pytest.mark.parametrize(
     ("variant", "method", "update", "schedule"),
     [("llama", "wanda", "none", "sequential"), ("llama", "flap", "bias", "sequential"),
-     ("llama", "obs", "alternate", "sequential"), ("opt_125m_like", "flap", "bias", "sequential"),
-     ("opt_125m_like", "obs", "refit", "sequential"), ("llama", "flap", "bias", "parallel"),
+     ("llama", "obs", "alternate", "sequential"), ("opt_125m_like", "obs", "refit", "sequential"),
      ("llama", "obs", "alternate", "parallel")],
 )  # fmt: skip
 def test_the_errors_told_are_those_of_every_stage(variant: str, method: Method, update: Update, schedule: str):

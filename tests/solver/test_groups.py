@@ -33,7 +33,7 @@ def improving(system, m: int, kept, threshold: float) -> int:
 
 
 @cases
-@pytest.mark.parametrize("m", [2, 4, 8])
+@pytest.mark.parametrize("m", [2, 8])
 def test_costs_of_groups_are_exact(problem, m: int):
     system = _equilibrate(problem, RIDGE)
     costs = jax.jit(groups.removal_costs, static_argnums=1)(system.dense, m)
@@ -43,7 +43,7 @@ def test_costs_of_groups_are_exact(problem, m: int):
 
 
 @cases
-@pytest.mark.parametrize(("m", "keep"), [(2, 1), (8, 1), (8, 4), (8, 7)])
+@pytest.mark.parametrize(("m", "keep"), [(2, 1), (8, 4), (8, 7)])
 def test_the_choice_is_the_best_of_all(problem, m: int, keep: int):
     system = _equilibrate(problem, RIDGE)
     chosen = _polish(system, m, _eliminate(system, m, keep), 8)

