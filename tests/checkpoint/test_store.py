@@ -370,16 +370,6 @@ def test_an_output_that_was_removed_is_made_again(dense: Reader, tmp_path: Path)
 # What is not lost
 
 
-def test_results_in_a_folder_are_not_replaced(dense: Reader, tmp_path: Path) -> None:
-    make(dense, tmp_path / "out")
-    scores = tmp_path / "out" / "scores.json"
-    scores.write_text('{"written_by": "spap eval", "sha256": "0"}')
-    with pytest.raises(UserError, match=r"scores\.json"):
-        make(dense, tmp_path / "out", overwrite=True)
-    scores.unlink()
-    make(dense, tmp_path / "out", overwrite=True)
-
-
 def test_a_file_that_was_changed_is_not_replaced(dense: Reader, tmp_path: Path) -> None:
     make(dense, tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("a card with notes")

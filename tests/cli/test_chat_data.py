@@ -42,14 +42,6 @@ def test_perplexity_is_of_what_the_assistant_wrote_and_says_so(model: Path, talk
     assert float(re.findall(r"^perplexity ([\d.]+)", said.out)[0]) == pytest.approx(value, abs=1e-3)
 
 
-def test_a_mixture_calibrates(model: Path, talk: Path, tmp_path: Path, capsys):
-    data, output = f"{talk}:0.25,{CALIBRATION}:0.75", tmp_path / "out"
-    said = spap(capsys, "prune", model, "--data", data, "--output", output, *QUICK, "--method", "magnitude")
-    assert said.code == 0, said.err
-    told = json.loads((output / "spap_report.json").read_text())["calibration"]["description"]
-    assert re.match(r"talk.jsonl: 4 of .* tokens that the assistant wrote; stories_calibration.txt: 12 of ", told)
-
-
 def test_every_sequence_begins_with_the_first_token_if_asked(tmp_path: Path, capsys):
     judged, pruned = tmp_path / "judged.txt", tmp_path / "pruned"
     judged.write_text(Path(CALIBRATION).read_text("utf-8")[-2000:], "utf-8")

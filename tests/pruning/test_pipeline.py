@@ -36,7 +36,7 @@ from spap_jax.pruning import streams
 from spap_jax.pruning.layer import rounds_pay
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
-from spap_jax.pruning.run import Dense, pruned_config
+from spap_jax.pruning.run import Dense
 from spap_jax.report.schema import Change, Errors, LayerReport
 from spap_jax.settings import EffortName
 
@@ -254,13 +254,6 @@ def test_blocks_that_are_read_ahead_give_the_same_bits(tmp_path: Path):
     assert found[0][0]["mlp"]["down"].shape == (KEPT, 32)
     assert read == [0, 1, 2]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading")]
-
-
-@pytest.mark.parametrize(("sparsity", "multiple"), [(0.001, 1), (0.3, 64)])
-def test_nothing_to_remove(sparsity: float, multiple: int):
-    settings = SETTINGS.replace(sparsity=sparsity, round_to=multiple)
-    with pytest.raises(UserError, match="nothing to remove"):
-        pruned_config(tiny("llama").config, settings)
 
 
 def test_the_report_as_json():
