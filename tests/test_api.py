@@ -185,12 +185,6 @@ def test_what_is_no_model(use):
             use(model, evaluation())
 
 
-def test_a_name_cannot_be_saved(tmp_path: Path):
-    with pytest.raises(spap.UserError, match="is the name of a model"):
-        spap.save(str(STORIES), tmp_path / "out")  # type: ignore
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_model_is_not_saved_to_the_hub():
     with pytest.raises(spap.UserError, match="spap push"):
         spap.save(stories(), "hf://owner/name")
@@ -430,30 +424,3 @@ def test_a_layer_that_is_not_there():
     for layer in (-1, 6, 1.0):
         with pytest.raises(spap.UserError, match="layer"):
             spap.hidden(stories(), evaluation(), layer)  # type: ignore
-
-
-def test_settings_are_a_value():
-    settings = spap.PruneSettings(sparsity=0.5)
-    assert settings.replace(sparsity=0.2) == spap.PruneSettings(sparsity=0.2)
-    assert settings.sparsity == 0.5
-    assert set(spap.__all__) <= set(dir(spap))
-    with pytest.raises(AttributeError, match="no attribute 'pruned'"):
-        _ = spap.pruned  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_what_a_call_asks_for_in_vain_is_told():
-    """Settings that several calls share may have parts that one of them does not use."""
-    common = CHOSEN.replace(joint_passes=2)
-    with pytest.warns(spap.SpapWarning, match="rounds has no effect"):
-        spap.prune(stories(), calibration(), settings=common, rounds=0)
-
-
-@pytest.mark.parametrize("measure", [spap.perplexity, functools.partial(spap.hidden, layer=0)])
-def test_something_has_to_pass_at_once(measure):
-    with pytest.raises(spap.UserError, match="batch_tokens must be a whole number of at least 1, not -3"):
-        measure(stories(), evaluation(), batch_tokens=-3)
-
-
-def test_the_loaded_tokens_can_be_continued():
-    blocks = new_blocks(evaluation()[:1, :8], "", 1)
-    np.testing.assert_array_equal(spap.generate(stories(), blocks, 2), spap.generate(stories(), blocks.tokens, 2))

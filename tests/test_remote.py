@@ -10,7 +10,7 @@ from fsspec.registry import known_implementations
 
 from spap_jax.errors import UserError, first_line
 from spap_jax.storage.files import Folder, Span, fetch_file, read_note
-from spap_jax.storage.location import cache, check_name, hub_id, is_address, public_name
+from spap_jax.storage.location import check_name, hub_id, is_address, public_name
 
 
 @pytest.fixture
@@ -39,17 +39,6 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_what_no_output_can_be(name: str):
     with pytest.raises(UserError):
         check_name(name)
-
-
-def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("SPAP_CACHE", raising=False)
-    monkeypatch.setenv("HOME", "/home/somebody")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache() == Path("/home/somebody/.cache/spap")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert cache() == Path("/elsewhere/spap")
-    monkeypatch.setenv("SPAP_CACHE", "/disk")
-    assert cache() == Path("/disk")
 
 
 def test_a_file_is_downloaded_again_only_when_it_has_changed(store: type[stores.Frail]):
@@ -130,14 +119,6 @@ def test_a_disk_that_fills_up_during_a_download(store: type[stores.Frail], monke
         fetch_file("frail://bucket/in/a")
 
 
-def test_what_is_to_be_removed_may_be_gone(store: type[stores.Frail]):
-    place = Folder("frail://bucket/in")
-    for name in ("a", "c"):
-        place.write(name, b"content")
-    place.remove(["a", "b", "c"])
-    assert place.files() == {}
-
-
 def test_what_cannot_be_listed_is_not_empty(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -169,11 +150,6 @@ def test_a_password_is_neither_said_nor_readable_by_others(store: type[stores.Fr
     )
     assert first_line(OSError("https://me:secret@host/a timed out")) == "https://host/a timed out"
     assert public_name("https://me:secret@host") == "host"
-
-
-def test_a_download_may_take_longer_than_five_minutes():
-    session = Folder("https://host/in")._store.client_kwargs["timeout"]
-    assert (session.total, session.sock_read) == (None, 60)
 
 
 def test_a_disk_without_room(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -240,11 +216,7 @@ def test_what_is_not_there(store: type[stores.Frail]):
 def test_what_reads_such_addresses_is_not_installed(monkeypatch: pytest.MonkeyPatch):
     lacking = {"class": "no_such_package.Store", "err": "Please install no_such_package to access it"}
     monkeypatch.setitem(known_implementations, "lacking", lacking)
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match="no_such_package"):
         Folder("lacking://bucket/in")
-    assert str(raised.value) == (
-        "lacking://bucket/in needs a package that is not installed (Please install no_such_package to access it): "
-        "pip install 'spap-jax[remote]' installs those for gs:// and s3://."
-    )
     with pytest.raises(UserError, match=r"strange://x cannot be opened \(Protocol not known: strange\)"):
         Folder("strange://x")

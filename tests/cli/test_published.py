@@ -70,13 +70,10 @@ def test_names_are_told(work: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"),
         ("hf://owner/model", "owner/model"),
         ("gs://bucket/models/dense", "dense"),
         ("/home/someone/models/dense/", "dense"),
-        ("~/dense", "dense"),
         ("models/dense", "dense"),  # a folder here, though it looks like a hub id
-        ("models/dense/.", "dense"),
         ("models/dense/..", "models"),
     ],
 )
@@ -89,11 +86,9 @@ def test_the_name_of_a_model(name: str, told: str, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ("wikitext2", "wikitext2"),
         ("c4:/data/c4-train.json.gz", "c4:c4-train.json.gz"),
         ("owner/set:config", "owner/set:config"),
         ("/home/someone/text.txt", "text.txt"),
-        ("gs://bucket/text.txt", "text.txt"),
         (Path("folder/ids.npy"), "ids.npy"),
     ],
 )

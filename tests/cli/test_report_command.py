@@ -1,6 +1,5 @@
 """``spap report``: the files that it writes, and its refusals."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -37,15 +36,6 @@ def test_one_run(runs: tuple[Path, Path], tmp_path: Path, capsys):
     assert spap(capsys, "report", runs[1], *words[2:], "--overwrite", "--png", tmp_path / "plots").code == 0
     assert page.read_text() != text
     assert left(tmp_path / "plots") == ["page-channels.png", "page-errors.png"]
-
-
-def test_its_speed(made: Path, runs: tuple[Path, Path], tmp_path: Path, capsys):
-    bench, page = tmp_path / "bench.json", tmp_path / "page.html"
-    words = ("--prompt", "16", "--new", "4", "--repeats", "1", "--json", bench)
-    assert spap(capsys, "bench", made / "dense", runs[1], *words).code == 0
-    assert spap(capsys, "report", runs[1], "--output", page, "--bench", bench).code == 0
-    found = json.loads(bench.read_text())["speed_up"]
-    assert all(f"<td>{found[phase]:.3f}x</td>" in page.read_text() for phase in ("prefill", "decode"))
 
 
 def test_several_runs_are_a_table(made: Path, runs: tuple[Path, Path], capsys):
