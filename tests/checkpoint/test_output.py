@@ -146,16 +146,6 @@ def test_weights_that_are_not_finite_in_the_dtype(value: float, model: Model, tm
     assert left(tmp_path) == []
 
 
-def test_mixed_dtypes(tmp_path: Path) -> None:
-    model = load(write("llama_biases", tmp_path / "in", "bfloat16"))
-    params = jax.tree.map(lambda a: a, model.params)
-    norm = params["layers"]["mlp_norm"]
-    norm["scale"] = norm["scale"].astype(np.float32)
-    save(model.replace(params=params), tmp_path / "out")
-    written = load(tmp_path / "out").params
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and (a == b).all(), written, params))
-
-
 def test_side_files_that_are_gone(tmp_path: Path) -> None:
     model = load(shutil.copytree(write("llama", tmp_path / "in"), tmp_path / "copy"))
     model = model.replace(params=jax.tree.map(np.array, model.params))
@@ -226,14 +216,6 @@ def test_what_others_put_there_is_never_lost(
         with pytest.raises(UserError, match=named):
             write_it(model, out, overwrite=True)
     assert hashes(tmp_path) == before
-
-
-def test_a_model_that_was_downloaded_is_never_replaced(model: Model, tmp_path: Path) -> None:
-    theirs = write("llama", tmp_path / "theirs")
-    before = hashes(theirs)
-    with pytest.raises(UserError, match=r"config\.json"):
-        save(model, theirs, overwrite=True)
-    assert hashes(theirs) == before
 
 
 def test_a_file_that_is_gone_is_no_obstacle(model: Model, out: Path, tmp_path: Path) -> None:

@@ -212,8 +212,9 @@ def test_a_tied_head_that_is_stored_is_stored_again(variant: str, tmp_path: Path
         load(folder)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [("float32", "bfloat16"), ("bfloat16", "float16"), ("float16", "float32")]
+)
 def test_casting_is_that_of_torch(stored: str, dtype: str, tmp_path: Path):
     folder = write("qwen2", tmp_path / "in", stored)
     save(load(folder), tmp_path / "out", dtype=dtype)
