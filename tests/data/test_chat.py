@@ -107,7 +107,6 @@ GIVEN = {
     "a split for chat": lambda _: datasets.DatasetDict({"test_sft": datasets.Dataset.from_list(ROWS)}),
     "empty columns": lambda _: [{"messages": [m | {"tool_calls": None} for m in r["messages"]]} for r in ROWS],
     "null": lambda _: [*ROWS, {"messages": None}],
-    "texts that are null": lambda _: [{"text": None} | r for r in ROWS],
 }
 
 
@@ -167,10 +166,8 @@ def test_the_hash_depends_on_the_mask():
         (ROWS, None, "chat template"),
         (ROWS, LAST_ALONE, "message 2 in row 1"),
         (ROWS, "{{ raise_exception('no system') }}", "no system"),
-        ([{"messages": []}], CHATML, "row 1"),
         ([{"messages": [{"role": "user"}]}], CHATML, "row 1"),
         ([*ROWS[:2], {"text": "w0"}], CHATML, "row 3"),
-        ([{"text": "w0"}, *ROWS[:1]], CHATML, 'column "text"'),
         ([{"messages": [message("user", "w0")]}] * 50, CHATML, "assistant"),
         (ROWS, {"a": CHATML, "b": CHATML}, "several"),
         ([{"messages": [message("user", "\ud800")]}], CHATML, "Unicode"),
@@ -190,7 +187,6 @@ ASKED, ANSWER, AGAIN = message("user", "Why?"), message("assistant", "Because.")
         ({"prompt": "Why?", "id": 3}, [ASKED]),
         ({"prompt": [ASKED | {"name": None}]}, [ASKED]),
         ({"messages": [ASKED, ANSWER], "prompt": "no"}, [ASKED]),
-        ({"messages": None, "prompt": "Why?"}, [ASKED]),
         ({"messages": [ASKED, ANSWER, AGAIN, ANSWER, ANSWER]}, [ASKED, ANSWER, AGAIN]),
     ],
 )
@@ -204,7 +200,7 @@ def test_files_hold_prompts(tmp_path: Path):
     assert [each.messages[0]["content"] for each in conversations] == ["Why?", "How?"]
 
 
-@pytest.mark.parametrize("given", [{"text": "Why?"}, {"messages": [ANSWER]}, {"messages": []}, {"prompt": 3}])
+@pytest.mark.parametrize("given", [{"text": "Why?"}, {"messages": [ANSWER]}, {"prompt": 3}])
 def test_rows_without_a_prompt_are_refused(given: dict):
     with pytest.raises(UserError, match="row 2"):
         list(prompts_of(["Why?", given], "the text"))

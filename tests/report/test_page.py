@@ -86,12 +86,6 @@ def test_it_begins_with_the_result(tmp_path: Path) -> None:
     ]
 
 
-def test_both_sparsities_where_rounding_led_to_another_than_was_asked_for(tmp_path: Path):
-    asked = {"channels": {"asked": 0.3, "achieved": 0.375}, "heads": {"asked": 0.3, "achieved": 0.5}}
-    text = Look(page_of(tmp_path, with_fewer_heads(report(sparsity=asked)))).text
-    assert "of 40 MLP channels (30 % asked for), 4 of 8 attention heads (30 % asked for) and 1 of 2" in text
-
-
 def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:
     tree = report(checks=0, held_out=False, extras={})
     tree["calibration"]["sha256"] = None
