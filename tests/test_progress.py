@@ -110,9 +110,8 @@ def test_what_an_earlier_process_made_counts_with_its_seconds():
 
 def test_several_runs_are_one_piece_of_work():
     run = Run(runs=2)
-    for index in range(3):
-        line = run.layer(index, 60)
-    assert line.endswith("  60 s")  # steps come next, whose pace is not known
+    lines = [run.layer(index, 60) for index in range(3)]
+    assert lines[-1].endswith("  60 s")  # steps come next, whose pace is not known
     run.steps(4, 60)
     assert run.steps(8, 40).endswith("  40 s, about 4.3 min left")
     run.progress.begin(1)

@@ -68,16 +68,16 @@ class _Sizes:
     def block(self, index: int) -> None:
         """Returns None: no block is finished."""
 
-    def put(self, index: int, params: Params, report: Any) -> None:
+    def put(self, index: int, layer: Params, report: Any) -> None:
         """Keeps nothing."""
 
-    def replace(self, index: int, params: Params) -> None:
+    def replace(self, index: int, layer: Params) -> None:
         """Notes the size of a block that joint steps have changed."""
-        self.changed[index] = bytes_of(params)
+        self.changed[index] = bytes_of(layer)
 
-    def save_state(self, state: Any, checks: Any) -> None:
+    def save_state(self, tree: Any, checks: Any) -> None:
         """Notes the size of the state of the joint steps."""
-        self.steps = bytes_of(state)
+        self.steps = bytes_of(tree)
 
     def restore_state(self, like: Any) -> None:
         """Returns None: there were no steps."""

@@ -106,10 +106,15 @@ def choose_channels(
         keep: Number of channels to keep, k; static, as is `method`.
         ridge: Least relative ridge of the system.
     """
-    system, way = equilibrate(problem, ridge), METHODS[method]
-    layer = SelectorInputs(problem, system, mean, variance, key)
-    chosen = polish(system, way.select(layer, keep), SWAP_ROUNDS if way.swaps else 0)
+    system = equilibrate(problem, ridge)
+    chosen = select_channels(method, SelectorInputs(problem, system, mean, variance, key), keep)
     return Choice(*chosen, system.ridge, mean)
+
+
+def select_channels(method: str, layer: SelectorInputs, keep: int, swap_rounds: int = SWAP_ROUNDS) -> Polished:
+    """Selects a layer's channels, and swaps some if the method does; all arguments but ``layer`` are static."""
+    way = METHODS[method]
+    return polish(layer.system, way.select(layer, keep), swap_rounds if way.swaps else 0)
 
 
 def select_groups(method: str, layer: SelectorInputs, count: int, keep: int) -> Polished:

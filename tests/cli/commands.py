@@ -58,7 +58,7 @@ def process(*words: object, saving: bool = False, **settings: str) -> subprocess
 
 def apart(*words: object, **settings: str) -> Said:
     """Runs a command in another process."""
-    run = process(*words, **settings)
+    run = process(*words, saving=False, **settings)
     out, err = run.communicate()
     return Said(run.returncode, out, err)
 

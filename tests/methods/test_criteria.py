@@ -11,7 +11,7 @@ import pytest
 
 from spap_jax.settings import Method, PruneSettings, Update
 from spap_jax.solver import criteria, methods
-from spap_jax.solver.methods import METHODS, Search, SelectorInputs, select_channels
+from spap_jax.solver.methods import METHODS, SelectorInputs, select_channels
 from spap_jax.solver.problem import Problem, equilibrate, objective
 
 F, D, KEEP, N, RIDGE = 40, 6, 17, 300, 1e-4  # 23 channels are removed, in batches of 3 with a short last one
@@ -94,8 +94,8 @@ REFERENCES = {
     "fasp": lambda exact: top(wanda64(exact)),
     "obs": obs64,
 }
-_select = jax.jit(select_channels, static_argnames=("method", "keep", "search"))
-_select_groups = jax.jit(partial(methods.select_groups, count=8, keep=3, swap_rounds=8), static_argnames=("method",))
+_select = jax.jit(select_channels, static_argnames=("method", "keep", "swap_rounds"))
+_select_groups = jax.jit(partial(methods.select_groups, count=8, keep=3), static_argnames=("method",))
 _objective = jax.jit(objective)
 
 
@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_paper_up_to_a_factor(criterion: str, layer: tup
 @pytest.mark.parametrize("method", REFERENCES)
 def test_the_choice_is_that_of_the_paper(method: str, layer: tuple[Exact, SelectorInputs]):
     exact, found = layer
-    chosen = _select(method, found, KEEP, Search())
+    chosen = _select(method, found, KEEP)
     assert chosen.kept.dtype == jnp.int32
     assert chosen.kept.tolist() == REFERENCES[method](exact)
     assert int(chosen.swaps) == 0
@@ -120,8 +120,8 @@ def test_osscar_is_batches_and_then_swaps_until_none_improves(layer: tuple[Exact
     batches = obs64(exact, 10)
     assert criteria.obs_batches(found.system, KEEP).tolist() == batches
     assert batches != obs64(exact)  # otherwise the test could not tell batches from single channels
-    assert _select("osscar", found, KEEP, Search(swap_rounds=0)).kept.tolist() == batches
-    chosen = _select("osscar", found, KEEP, Search(swap_rounds=50))
+    assert _select("osscar", found, KEEP, swap_rounds=0).kept.tolist() == batches
+    chosen = _select("osscar", found, KEEP, swap_rounds=50)
     kept = chosen.kept.tolist()
     after = explained64(exact, kept)
     assert int(chosen.improving) == 0
@@ -173,8 +173,7 @@ def test_groups_of_channels(method: str, layer: tuple[Exact, SelectorInputs]):
 
 def test_random_is_a_matter_of_its_key_alone(layer: tuple[Exact, SelectorInputs]):
     first, again, other = (
-        _select("random", layer[1]._replace(key=jax.random.key(seed)), KEEP, Search()).kept.tolist()
-        for seed in (5, 5, 6)
+        _select("random", layer[1]._replace(key=jax.random.key(seed)), KEEP).kept.tolist() for seed in (5, 5, 6)
     )
     assert first == again == sorted(set(first))
     assert first != other
@@ -215,7 +214,7 @@ def test_the_methods_are_those_of_the_settings_and_their_updates_too():
 
 @pytest.mark.parametrize("method", get_args(Method))
 def test_no_choice_is_better_than_ours(layer: tuple[Exact, SelectorInputs], method: str):
-    ours, theirs = (_select(name, layer[1], KEEP, Search()) for name in ("spap", method))
+    ours, theirs = (_select(name, layer[1], KEEP) for name in ("spap", method))
     low, high = (_objective(layer[1].system, choice.kept) for choice in (ours, theirs))
     assert theirs.kept.tolist() == sorted(set(theirs.kept.tolist()))
     assert theirs.kept.shape == (KEEP,)

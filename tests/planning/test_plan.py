@@ -32,10 +32,10 @@ class Measured(MemoryStore):
         self.sizes: list[int] = []
         self._held = held
 
-    def put(self, index: int, params: Any, report: Any) -> None:
+    def put(self, index: int, layer: Any, report: Any) -> None:
         self.sizes.append(self._held())
 
-    def save_state(self, state: Any, checks: Any) -> None:
+    def save_state(self, tree: Any, checks: Any) -> None:
         self.sizes.append(self._held())
 
 
