@@ -32,8 +32,8 @@ def report(
         folders: A pruned checkpoint as spap prune writes it. Several, or a folder that holds several, are compared in
             a table on the terminal.
         output: The page, a file that ends in .html. By default spap_report.html in the folder.
-        png: Folder for the plots as PNG files, too.
-        bench: File that spap bench DENSE PRUNED --json wrote about the run.
+        png: Folder for the plots as PNG files, too. By default none are written.
+        bench: File that spap bench DENSE PRUNED --json wrote about the run. By default without speeds.
         overwrite: Replace a page and plots that exist.
     """
     from spap_jax.cli.console import err, table, waiting

@@ -30,10 +30,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str, columns: int = 200) -
     return re.findall(r"^│ [* ]*(--[\w-]+)", said.out, re.MULTILINE), said.out
 
 
-PLAN = pytest.param("plan", marks=pytest.mark.xfail(reason="--finetune and --compile go"))
-
-
-@pytest.mark.parametrize("command", [PLAN, *(name for name in COMMANDS if name != "plan")])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_an_option_is_short_and_says_its_default(command: str):
     """What it does and the default; why and how much stands in the documentation."""
     for option in options(command):
@@ -43,7 +40,7 @@ def test_help_of_an_option_is_short_and_says_its_default(command: str):
             assert "By default" in text, option.name
 
 
-@pytest.mark.parametrize("command", [PLAN, *(name for name in BASIC if name != "plan")])
+@pytest.mark.parametrize("command", BASIC)
 def test_every_option_has_its_place(command: str):
     """Every option, new ones included, is either a basic one or in a group."""
     known = {*BASIC[command], *(name for names in FURTHER.values() for name in names)}
