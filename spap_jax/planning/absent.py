@@ -121,7 +121,8 @@ def devices_of(mesh: Mesh) -> list[Any]:
 def _devices(mesh: Mesh) -> list[Any]:
     if mesh.accelerator.platform == "gpu":
         shape = f"1x1x{mesh.devices}"  # servers that share NVLink, processes, GPUs of each
-        return topologies.get_topology_desc(shape, "cuda", target_config=target_of(mesh.accelerator)).devices
+        given = {"topology": shape, "target_config": target_of(mesh.accelerator)}
+        return topologies.get_topology_desc(platform="cuda", **given).devices
     version = mesh.accelerator.words.removeprefix("TPU ")
     shape = shape_of(version, mesh.devices)
     name = f"{version}:{'x'.join(map(str, shape))}"

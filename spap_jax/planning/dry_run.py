@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import jaxprs_in_params
 from jax.lax import Precision
+from jax.sharding import get_mesh
 
-from spap_jax.parallel import mesh
+from spap_jax.backend import platform
 from spap_jax.parallel.program import Described, in_place_of_programs
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -60,6 +61,10 @@ class _Compiled(NamedTuple):
     operations: Operations
 
 
+_COMPILED: dict[Any, _Compiled] = {}
+"""What was compiled, by program, arguments, mesh and platform; a plan compiles joint steps before the run as well."""
+
+
 class Program(NamedTuple):
     """All calls of a program in a dry run.
 
@@ -81,7 +86,6 @@ class DryRun:
         """Begins; ``watch`` is called with the name of each program before it is compiled."""
         self.programs: dict[str, Program] = {}
         self._held = weakref.WeakSet[Described]()
-        self._compiled: dict[Any, _Compiled] = {}
         self._watch = watch
         self._measured = 1.0
 
@@ -121,12 +125,12 @@ class DryRun:
             raise ValueError(f"{jitted.__name__} is given an array that was donated or deleted")
         alike = tuple((leaf.shape, leaf.dtype, leaf.sharding) if isinstance(leaf, Described) else jax.typeof(leaf)
                       for leaf in leaves)  # fmt: skip
-        key = jitted, tuple(static.items()), structure, alike
+        key = jitted, tuple(static.items()), structure, alike, get_mesh(), platform()
         name = jitted.__name__.strip("_").replace("_", " ")
-        if key not in self._compiled:
+        if key not in _COMPILED:
             self._watch(name)
-            self._compiled[key] = self._compile(jitted, structure.unflatten(map(_like, leaves)), static, name)
-        found, before = self._compiled[key], self.programs.get(name, Program())
+            _COMPILED[key] = self._compile(jitted, structure.unflatten(map(_like, leaves)), static, name)
+        found, before = _COMPILED[key], self.programs.get(name, Program())
         # Arguments that a program does not use are held all the same; it may lay out the others with padding.
         padding = max(0, found.arguments - sum(array.bytes_of_a_device for array in arrays))
         memory = max(before.memory, self.held + padding + found.workspace)
@@ -146,7 +150,7 @@ class DryRun:
                     raise
                 raise RefusedError(name, self.held + float(said[1]) * _UNITS[said[2]]) from error
         sizes = compiled.memory_analysis()
-        several = mesh.mesh_size() > 1 or not jax.sharding.get_mesh().empty
+        several = not get_mesh().empty
         results = jax.tree.map(
             lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding if several else None),
             traced.out_info, compiled.output_shardings,

@@ -40,13 +40,14 @@ def test_a_run_of_a_small_model(name: str, model: int):
 
 
 def test_eight_devices_share_the_sequences_and_the_rows_of_the_solver():
-    needed, config, settings = {}, dataclasses.replace(CONFIG, positions=512), JOINT.replace(joint_passes=0)
+    needed, settings = {}, JOINT.replace(joint_passes=0, rounds=0)
+    config = dataclasses.replace(CONFIG, positions=512, width=256, intermediate=1024, head_dim=32)
     for name in ("v5e-1", "v5e-8"):
         with use_absent_mesh(mesh_named(name)):
             found = plan(config, settings, (64, 512), np.dtype("float32"), 1e9)
         needed[name] = {program: each.memory for program, each in found.programs.items()}
-    for program in ("enter mlp", "accumulate", "leave mlp"):
-        assert needed["v5e-8"][program] < needed["v5e-1"][program] / 4, program
+    for program in ("enter mlp", "accumulate", "choose channels", "leave mlp"):
+        assert needed["v5e-8"][program] < needed["v5e-1"][program] / 2.5, program
 
 
 def test_joint_steps_change_as_many_blocks_as_fit():
