@@ -75,4 +75,4 @@ def test_a_config_that_says_more_than_is_read_stays_as_it_is(tmp_path: Path, cap
     width = json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"]
     expected = written.replace('"intermediate_size": 53', f'"intermediate_size": {width}')
     assert (tmp_path / "out" / "config.json").read_text() == expected != written
-    assert spap(capsys, "plan", source).err.splitlines()[-1] == line
+    assert line in spap(capsys, "plan", source).err.splitlines()
