@@ -142,7 +142,7 @@ def prune(
     sharers = model_devices if model_devices > 1 else None
     smaller = Model(run.pruned, place_params(run.pruned, params, devices, sharers), model.source)
     size = Change(checkpoint.weight_bytes(model), checkpoint.weight_bytes(smaller))
-    extras = Extras(None, size, None, memory.peak(), peak_of_a_device())
+    extras = Extras(size, None, memory.peak(), peak_of_a_device())
     report = replace(new_report(run, model.source.name, tokens, reports), extras=extras)
     return PruneResult(_told(smaller, pruned_files(report)), report)
 

@@ -139,7 +139,7 @@ def finetune(
                 trained, report = run(start, blocks, dense, settings, watch, restore)
             after = measured_on(trained, "after training")
             measured = Perplexities(judged.description, before, after) if judged and before and after else None
-            report = replace(report, extras=Extras(None, None, measured, memory.peak(), peak_of_a_device()))
+            report = replace(report, extras=Extras(None, measured, memory.peak(), peak_of_a_device()))
             put_model(store, trained)
             store.finish(trained_files(report, accounts(start.source)))
             store.remove()

@@ -267,7 +267,6 @@ class Extras:
         peak_device_bytes: Peak memory of a device of this process, the most of them; None of CPUs.
     """
 
-    run: str | None = None
     bytes: Change | None = None
     perplexity: Perplexities | None = None
     peak_memory_bytes: Count | None = None
