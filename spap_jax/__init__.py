@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from spap_jax.data.tokens import TokenBlocks
     from spap_jax.errors import SpapWarning, UserError
     from spap_jax.models.model import Model
-    from spap_jax.settings import FinetuneSettings, PruneSettings
+    from spap_jax.settings import FinetuneSettings, PruneSettings, WriteSettings
 
 __version__ = "0.1.0"
 
@@ -45,6 +45,7 @@ __all__ = [
     "SpapWarning",
     "TokenBlocks",
     "UserError",
+    "WriteSettings",
     "divergence",
     "finetune",
     "generate",
@@ -68,6 +69,7 @@ _HOMES = dict.fromkeys(__all__, "spap_jax.api") | {
     "SpapWarning": "spap_jax.errors",
     "TokenBlocks": "spap_jax.data.tokens",
     "UserError": "spap_jax.errors",
+    "WriteSettings": "spap_jax.settings",
 }
 
 

@@ -218,3 +218,25 @@ class FinetuneSettings(_Settings):
         """The given learning rate, or the default of the kind of training."""
         default = 2e-5 if self.full else 2e-4
         return default if self.learning_rate is None else self.learning_rate
+
+
+@dataclass(frozen=True)
+class WriteSettings(_Settings):
+    """How a model writes text to calibrate on. Every field is an option of ``spap write``.
+
+    Attributes:
+        first_words: Words of a paragraph that the model continues.
+        sequences: Number of texts or conversations. By default 128, or one for each prompt. Paragraphs and prompts are
+            used again if there are fewer.
+        length: Most tokens that the model writes in each. By default 512, or what its positions allow.
+        temperature: Divides the logits; 1 samples from the model's own predictions, 0 takes the likeliest token.
+        seed: Random seed; each sequence has its own key, so batches and devices do not change it, up to rounding.
+        batch_tokens: Tokens that a device processes at once, given and new ones; fewer need less memory.
+    """
+
+    first_words: Count = 8
+    sequences: Count | None = None
+    length: Count | None = None
+    temperature: NotNegative = 1.0
+    seed: Seed = 0
+    batch_tokens: Count = 16384

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spap_jax import FinetuneSettings, PruneSettings, UserError
+from spap_jax import FinetuneSettings, PruneSettings, UserError, WriteSettings
 
 FIELDS = [
     (kind, field.name)
-    for kind in (PruneSettings, FinetuneSettings)
+    for kind in (PruneSettings, FinetuneSettings, WriteSettings)
     for field in dataclasses.fields(kind)
     if field.name != "full"
 ]

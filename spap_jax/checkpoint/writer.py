@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from spap_jax.checkpoint import inventory
+from spap_jax.checkpoint.shards import Shards
 from spap_jax.checkpoint.store import FolderStore
 from spap_jax.models.model import Model
 
@@ -45,6 +46,5 @@ def put_model(store: FolderStore, model: Model) -> None:
 
 def weight_bytes(model: Model, dtype: str | None = None) -> int:
     """The number of bytes of the weights that `save` writes for a model."""
-    expected = inventory.expected_tensors(model.config, model.source.head_stored)
-    tensors = inventory.planned(expected, inventory.array_dtypes(model.params, model.config), dtype)
-    return sum(tensor.bytes for tensor in tensors.values())
+    dtypes = inventory.array_dtypes(model.params, model.config)
+    return Shards(model.config, model.source.head_stored, dtypes, dtype).total_bytes()

@@ -341,7 +341,7 @@ def _finish(
     measured = None
     if command.judged is not None and before is not None and after is not None:
         measured = Perplexities(command.judged.description, before, after)
-    size = Change(command.reader.bytes, store.bytes)
+    size = Change(command.reader.bytes, store.output_bytes)
     extras = Extras(size, measured, memory.peak(), peak_of_a_device())
     report = new_report(run, command.reader.source.name, command.tokens, reports)
     report = dataclasses.replace(report, extras=extras)

@@ -1,12 +1,14 @@
 """``spap write``."""
 
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import msgspec
+from cyclopts import Parameter
 
 from spap_jax.cli.options import Data, ModelName
 from spap_jax.errors import UserError
+from spap_jax.settings import WriteSettings
 
 
 def write(
@@ -15,15 +17,10 @@ def write(
     *,
     output: Path,
     data: Data | None = None,
-    first_words: int = 8,
     prompts: Data | None = None,
-    sequences: int | None = None,
-    length: int | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    batch_tokens: int = 16384,
     devices: int | None = None,
     model_devices: int | None = None,
+    settings: Annotated[WriteSettings, Parameter(name="*")] = WriteSettings(),  # noqa: B008 (frozen)
 ) -> None:
     """Let a model write text to calibrate it on: what pruning is to keep is what the model says by itself.
 
@@ -40,17 +37,12 @@ def write(
         output: File for the texts or conversations, .jsonl.
         data: Text, as for spap prune, of which the model continues the first words of each paragraph. By default it
             continues its start token alone.
-        first_words: Words of a paragraph that the model continues.
         prompts: Prompts for a chat model to answer, in a column "prompt" or "messages" of a file or a data set of the
             hub. What the assistant says last is left out.
-        sequences: Number of texts or conversations. By default 128, or one for each prompt.
-        length: Most tokens that the model writes in each. By default 512, or what its positions allow.
-        temperature: Divides the logits; 1 samples from the model's own predictions, 0 takes the likeliest token.
-        seed: Random seed.
-        batch_tokens: Tokens that a device processes at once; fewer need less memory.
         devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided; it must divide the number of devices.
             By default as many as the weights need.
+        settings: How to write.
     """
     from spap_jax import checkpoint
     from spap_jax.checkpoint.fingerprint import fingerprint
@@ -65,17 +57,7 @@ def write(
     fetch_data(data, prompts)
     fetch_models(model)
     loaded = checkpoint.load(model, checkpoint.as_stored)
-    writing = prepare(
-        loaded,
-        data=data,
-        first_words=first_words,
-        prompts=prompts,
-        sequences=sequences,
-        length=length,
-        temperature=temperature,
-        seed=seed,
-        batch_tokens=batch_tokens,
-    )
+    writing = prepare(loaded, settings, data, prompts)
     run = writing.digest(fingerprint(checkpoint.locate(model)))
     with use_mesh(devices, model_devices, bytes_of(loaded.params)), open(output, "a+b") as file:
         done, total = rows_written(file, run), writing.sequences

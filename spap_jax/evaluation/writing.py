@@ -15,15 +15,15 @@ from spap_jax.data.chat import Conversation, check_template, encode_prompt, prom
 from spap_jax.data.sources import Data, open_data
 from spap_jax.data.tokens import load_tokenizer
 from spap_jax.errors import UserError, option, warn
-from spap_jax.evaluation.generation import Sampling, check_sampling, end_tokens, generate, keys_of
+from spap_jax.evaluation.generation import end_tokens, generate, keys_of
 from spap_jax.models.model import Model, checked
 from spap_jax.numerics import generation_dtype
 from spap_jax.parallel.mesh import data_size, use_mesh
 from spap_jax.parallel.placement import bytes_of, shard_params
-from spap_jax.settings import is_count
+from spap_jax.settings import WriteSettings
 
-SEQUENCES, LENGTH, FIRST_WORDS, BATCH_TOKENS = 128, 512, 8, 16384
-"""Defaults of `write`."""
+SEQUENCES, LENGTH = 128, 512
+"""Number of texts, and of tokens written in each, if neither settings nor prompts nor positions say otherwise."""
 
 Row = dict[str, Any]
 """A row of a data set: a "text", or the "messages" of a conversation."""
@@ -36,22 +36,20 @@ class Writing(NamedTuple):
         beginnings: Token ids that are continued, in turn.
         conversations: The conversations that the beginnings are, to be answered; None if they are texts.
         sequences: Number of texts or conversations.
-        temperature: Divides the logits.
-        batch_tokens: Number of tokens that a device processes at once, the given and the new ones together.
+        length: Most tokens that are written in each.
     """
 
+    settings: WriteSettings
     tokenizer: Any
     beginnings: list[list[int]]
     conversations: list[Conversation] | None
     sequences: int
     length: int
-    temperature: float
-    seed: int
-    batch_tokens: int
 
     def digest(self, weights: str) -> str:
         """A short hash of all that decides on the rows, except their number, with what identifies the weights."""
-        what = [weights, self.beginnings, self.conversations is None, self.length, self.temperature, self.seed]
+        sampling = [self.length, self.settings.temperature, self.settings.seed]
+        what = [weights, self.beginnings, self.conversations is None, *sampling]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
@@ -59,39 +57,31 @@ def write(
     model: Model,
     *,
     data: Data | None = None,
-    first_words: int = FIRST_WORDS,
     prompts: Data | None = None,
-    sequences: int | None = None,
-    length: int | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
     tokenizer: str | Path | Any | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    settings: WriteSettings | None = None,
     devices: int | None = None,
     model_devices: int | None = None,
     watch: Callable[[int, int], None] = lambda done, total: None,
+    **changes: Any,
 ) -> list[Row]:
     """Lets a model write text to calibrate on: what pruning is to keep is what the model says by itself.
 
-    Each sequence has its own random key, so batches and devices do not change it, up to rounding.
+    Every setting of `WriteSettings` can be given as a keyword argument, which overrides the value in ``settings``.
 
     Args:
         model: Usually the dense model.
         data: Text, as for ``load_tokens``: the model continues the first words of its paragraphs. By default it
             continues its start token alone.
-        first_words: Number of words of a paragraph that the model continues.
         prompts: Prompts that a chat model answers, in place of ``data``: a file, a data set of the hub, or rows: texts,
-            or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end is left out.
-        sequences: Number of texts, by default 128, or of conversations, by default one for each prompt. Paragraphs and
-            prompts are used again if there are fewer.
-        length: Maximum number of tokens that the model writes in each, by default 512 or what its positions allow. An
-            answer may end before; a text goes on after an end token, as texts in training do.
-        temperature: Divides the logits; at 1 the model writes by its own distribution, at 0 the likeliest token.
+            or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end is left out. An answer
+            may end early; a text goes on after an end token, as texts in training do.
         tokenizer: A model folder, a hub id or a tokenizer object of transformers. By default the model's own.
-        batch_tokens: Number of tokens that a device processes at once, the given and the new ones together.
+        settings: Settings of writing; by default ``WriteSettings()``.
         devices: Number of devices; by default all of them, but only one if they are CPUs.
         model_devices: Number of devices that share the weights; by default as many as they need.
         watch: Called with the number of sequences written and the total.
+        **changes: Individual settings.
 
     Returns:
         Rows that ``load_tokens`` takes: dicts with a ``text``, or with the ``messages`` of a conversation.
@@ -101,18 +91,7 @@ def write(
             is out of its range.
     """
     model = checked(model)
-    writing = prepare(
-        model,
-        data=data,
-        first_words=first_words,
-        prompts=prompts,
-        sequences=sequences,
-        length=length,
-        temperature=temperature,
-        seed=seed,
-        tokenizer=tokenizer,
-        batch_tokens=batch_tokens,
-    )
+    writing = prepare(model, (settings or WriteSettings()).replace(**changes), data, prompts, tokenizer)
     rows: list[Row] = []
     with use_mesh(devices, model_devices, bytes_of(model.params)):
         watch(0, writing.sequences)
@@ -123,47 +102,33 @@ def write(
 
 
 def prepare(
-    model: Model,
-    *,
-    data: Data | None = None,
-    first_words: int = FIRST_WORDS,
-    prompts: Data | None = None,
-    sequences: int | None = None,
-    length: int | None = None,
-    temperature: float = 1.0,
-    seed: int = 0,
-    tokenizer: str | Path | Any | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    model: Model, settings: WriteSettings, data: Data | None, prompts: Data | None, tokenizer: str | Path | Any = None
 ) -> Writing:
     """Reads and checks what a model is to write; arguments and errors are those of `write`."""
-    counts = {"sequences": sequences, "length": length, "first_words": first_words, "batch_tokens": batch_tokens}
-    if bad := [name for name, value in counts.items() if value is not None and not is_count(value)]:
-        raise UserError(f"{option(bad[0])} must be a whole number of at least 1, not {counts[bad[0]]!r}: give one.")
-    check_sampling(Sampling(temperature), jax.random.key(0))
     if data is not None and prompts is not None:
         raise UserError(f"give first words with {option('data')}, or {option('prompts')} to answer, not both.")
     named = (model.source.folder or model.source.name) if tokenizer is None else tokenizer
     tokenizer = load_tokenizer(named) if isinstance(named, str | Path) else named
     conversations = None
     if prompts is None:
-        beginnings = _text_beginnings(tokenizer, data, first_words, sequences or SEQUENCES)
+        beginnings = _text_beginnings(tokenizer, data, settings.first_words, settings.sequences or SEQUENCES)
     else:
         check_template(tokenizer)
         conversations = _read_prompts(prompts)
         beginnings = [encode_prompt(tokenizer, conversation) for conversation in conversations]
-    sequences = sequences or (len(beginnings) if conversations else SEQUENCES)
-    if not temperature and sequences > len(beginnings):
+    sequences = settings.sequences or (len(beginnings) if conversations else SEQUENCES)
+    if not settings.temperature and sequences > len(beginnings):
         raise UserError(
             f"at temperature 0 only {len(beginnings)} of {sequences} sequences differ: give {option('temperature', 1)}."
         )
     longest, positions = max(map(len, beginnings)), model.config.positions
-    length = length or min(LENGTH, max(1, positions - longest))
+    length = settings.length or min(LENGTH, max(1, positions - longest))
     if longest + length > positions:
         raise UserError(
             f"{longest} given tokens and {length} new ones do not fit the model's {positions} positions: shorten the "
             f"longest prompt, or lower {option('length')}."
         )
-    return Writing(tokenizer, beginnings, conversations, sequences, length, float(temperature), seed, batch_tokens)
+    return Writing(settings, tokenizer, beginnings, conversations, sequences, length)
 
 
 def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[list[Row]]:
@@ -173,11 +138,11 @@ def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[li
     """
     model = model.replace(params=shard_params(model.config, model.params))
     number, beginnings = writing.sequences, writing.beginnings
-    share = max(1, writing.batch_tokens // (max(map(len, beginnings)) + writing.length))
+    share = max(1, writing.settings.batch_tokens // (max(map(len, beginnings)) + writing.length))
     size = min(share, -(-number // data_size())) * data_size()
     # Texts go on after an end token, as the next one does in training; so a chat model's text has all its turns.
     ends = {*end_tokens(model), writing.tokenizer.eos_token_id} if writing.conversations else set()
-    key = jax.random.fold_in(jax.random.key(writing.seed), zlib.crc32(b"write"))
+    key = jax.random.fold_in(jax.random.key(writing.settings.seed), zlib.crc32(b"write"))
     cut_off = 0
     for start in range(first - first % size, number, size):
         members = np.minimum(np.arange(start, start + size), number - 1)  # the last batch has the shape of the others
@@ -187,7 +152,7 @@ def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[li
             prompts,
             writing.length,
             valid=valid,
-            temperature=writing.temperature,
+            temperature=writing.settings.temperature,
             key=keys_of(key, members),
             eos=tuple(ends - {None}),
             dtype=generation_dtype(model.params),

@@ -135,7 +135,7 @@ def arranged(devices: Sequence[Any], model: int) -> Mesh:
     shape = (len(devices) // model, model)
     try:
         grid = create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    except (AssertionError, NotImplementedError, ValueError):  # of some of a slice's chips, or of several slices
+    except (AssertionError, NotImplementedError, ValueError):  # some of a slice's chips, or several slices, are no grid
         grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 

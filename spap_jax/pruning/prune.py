@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -22,13 +22,6 @@ Listener = Callable[[LayerReport | Check, bool], None]
 Json = dict[str, Any]
 
 
-class Block(NamedTuple):
-    """A finished block: its parameters, on the host or on devices, and its report as a JSON value."""
-
-    params: Params
-    report: Json
-
-
 class Store(Protocol):
     """Keeps what a run has finished: in memory, or where an interrupted run goes on from it.
 
@@ -36,7 +29,7 @@ class Store(Protocol):
     """
 
     def block(self, index: int) -> Any:
-        """Returns a `Block` that an interrupted run has finished; None if there is none."""
+        """Returns a finished block of an interrupted run, with `params` and `report`; None if there is none."""
         ...
 
     def put(self, index: int, layer: Params, report: Json) -> Any:
@@ -64,7 +57,7 @@ class MemoryStore:
         self._config = config
         self.layers: list[Params] = [{}] * config.layers
 
-    def block(self, index: int) -> Block | None:
+    def block(self, index: int) -> Any:
         """Returns None: nothing outlives the process."""
 
     def put(self, index: int, layer: Params, report: Json) -> None:

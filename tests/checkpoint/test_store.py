@@ -14,8 +14,7 @@ import pytest
 import stores
 from tiny_checkpoints import raw_tensors, write
 
-from spap_jax.checkpoint import Reader, load, on_host, weight_files
-from spap_jax.checkpoint import store as module
+from spap_jax.checkpoint import Reader, load, on_host, states, weight_files
 from spap_jax.checkpoint.output import resume_folder
 from spap_jax.checkpoint.store import FolderStore
 from spap_jax.errors import NotFiniteError, UserError
@@ -228,7 +227,7 @@ def test_a_state_is_saved_by_time_and_never_before_the_first_step(
         kept.save_state(state, [{"loss": 1.0}])
         kept.save_state(state, [{"loss": 1.0}] * 2)  # too soon
         assert kept.kept()[1] == 0
-        monkeypatch.setattr(module, "STATE_SECONDS", 0)
+        monkeypatch.setattr(states, "SECONDS", 0)
         for count in (3, 4):
             kept.save_state(jax.tree.map(lambda a, n=count: a * n, state), [{"loss": float("nan")}] * count)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)

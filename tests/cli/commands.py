@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hf_models import VARIANTS, hf_model
 
-from spap_jax.checkpoint import store
+from spap_jax.checkpoint import states
 from spap_jax.checkpoint.store import FolderStore, Json
 from spap_jax.cli import main
 
@@ -40,9 +40,9 @@ def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
 
 SAVING = """
 import sys
-from spap_jax.checkpoint import store
+from spap_jax.checkpoint import states
 from spap_jax.cli import main
-store.STATE_SECONDS = 0
+states.SECONDS = 0
 sys.exit(main())
 """
 """A program that runs a command and saves the state of steps at every check."""
@@ -77,7 +77,7 @@ def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *wor
         return called
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(store, "STATE_SECONDS", 0)
+        patched.setattr(states, "SECONDS", 0)
         put, save_state = FolderStore.put, FolderStore.save_state
         patched.setattr(FolderStore, "put", then_interrupting(put, lambda index, layer, report: report))
         patched.setattr(FolderStore, "save_state", then_interrupting(save_state, lambda tree, checks: checks[-1]))

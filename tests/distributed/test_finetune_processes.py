@@ -38,9 +38,9 @@ def training(work: Path, output: str, *words: str) -> list[str]:
 
 SAVING = """
 import sys
-from spap_jax.checkpoint import store
+from spap_jax.checkpoint import states
 from spap_jax.cli import main
-store.STATE_SECONDS = 0
+states.SECONDS = 0
 sys.exit(main(sys.argv[1:]))
 """
 

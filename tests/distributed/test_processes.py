@@ -64,9 +64,9 @@ def on_one_device(given: Path, output: Path, *words: str) -> Path:
 
 SAVING = """
 import sys
-from spap_jax.checkpoint import store
+from spap_jax.checkpoint import states
 from spap_jax.cli import main
-store.STATE_SECONDS = 0
+states.SECONDS = 0
 sys.exit(main())
 """
 

@@ -14,6 +14,7 @@ import spap_jax as spap
 from spap_jax.errors import SpapWarning
 from spap_jax.evaluation.writing import prepare, write_batches
 from spap_jax.models.model import Model
+from spap_jax.settings import WriteSettings
 
 STORIES = Path(__file__).parents[2] / "examples" / "llama-stories"
 TEMPLATE = (
@@ -78,7 +79,7 @@ def test_batches_and_devices_change_nothing_and_the_seed_does(model: Model):
 
 
 def test_writing_goes_on_with_the_same_rows(model: Model):
-    writing = prepare(model, sequences=10, length=10, batch_tokens=50)
+    writing = prepare(model, WriteSettings(sequences=10, length=10, batch_tokens=50), None, None)
     batches = list(write_batches(model, writing))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert list(write_batches(model, writing, first=5)) == [batches[1][1:], batches[2]]

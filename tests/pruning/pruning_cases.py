@@ -9,6 +9,7 @@ import hf_models
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tiny import DIVISIBLE
 
 from spap_jax import api
 from spap_jax.models import DecoderConfig, decoder
@@ -36,18 +37,6 @@ def tiny(variant: str) -> Model:
 def _ported(variant: str):
     config, params = hf_models.port(hf_models.hf_model(variant))
     return config, jax.tree.map(jnp.asarray, params)
-
-
-DIVISIBLE = {
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 16,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 64,
-}
 
 
 @functools.cache

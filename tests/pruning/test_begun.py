@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from pruning_cases import SETTINGS, one_layer, random_tokens, resolved, tiny
 
+from spap_jax.checkpoint.store import FinishedBlock
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.parallel import mesh
-from spap_jax.pruning.prune import Block, MemoryStore, prune
+from spap_jax.pruning.prune import MemoryStore, prune
 from spap_jax.pruning.run import Dense
 from spap_jax.report.schema import Check, LayerReport
 
@@ -32,17 +33,17 @@ class KeptStore(MemoryStore):
 
     def __init__(self, config: DecoderConfig, earlier: "KeptStore | None" = None, blocks: int = 0, states: int = 0):
         super().__init__(config)
-        self.kept: list[Block] = earlier.kept[:blocks] if earlier else []
+        self.kept: list[FinishedBlock] = earlier.kept[:blocks] if earlier else []
         self.states: list[tuple[Any, Any]] = earlier.states[:states] if earlier else []
         self.layers[: len(self.kept)] = [block.params for block in self.kept]
         self._found = len(self.kept)
 
-    def block(self, index: int) -> Block | None:
+    def block(self, index: int) -> FinishedBlock | None:
         return self.kept[index] if index < self._found else None
 
     def put(self, index: int, layer: Params, report: dict[str, Any]) -> None:
         super().put(index, layer, report)
-        self.kept.append(Block(self.layers[index], json.loads(json.dumps(report))))
+        self.kept.append(FinishedBlock(self.layers[index], json.loads(json.dumps(report))))
 
     def save_state(self, tree: Any, checks: Any) -> None:
         if len(checks) > 1:  # after steps

@@ -1,0 +1,120 @@
+"""Makes the output of a run from its shards: written beside its place, listed, then put there.
+
+A plan says which files the output has, with their sizes, and which of them are shards that only get another name. Once
+it is stored, a process that is killed can be followed by another one, which goes on from wherever the first one was.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spap_jax.checkpoint import weight_files
+from spap_jax.checkpoint.folders import NEW, LocalFolder, RemoteFolder, disk_errors, folder_at, sync
+from spap_jax.checkpoint.manifest import MANIFEST, manifest_text, parse_manifest
+from spap_jax.checkpoint.output import RUN, check_place, put_in_place
+from spap_jax.checkpoint.shards import Shards
+from spap_jax.errors import UserError
+
+STAGED = "output"
+"""Name of the folder, among what is kept of a run, in which the output is made."""
+
+Plan = dict[str, Any]
+Folder = LocalFolder | RemoteFolder
+
+
+def stage(folder: Folder, shards: Shards, parts: Sequence[str], files: Mapping[str, str | bytes]) -> Plan:
+    """Writes all files of the output that are not shards, and returns the plan.
+
+    Args:
+        parts: Names of the shards in ``folder``: the one outside of the blocks, then the blocks.
+        files: All other files of the output by name.
+    """
+    there = folder.sizes()
+    if lost := [name for name in parts if name not in there]:
+        raise ValueError(f"{len(lost)} parts of the model were not written, such as {lost[0]}")
+    folder.remove([STAGED])
+    moved: dict[str, str] = {}
+    index: dict[str, str | bytes] = {}
+    if shards.total_bytes() > weight_files.JOINED_BYTES:
+        moved = dict(zip(weight_files.final_names(len(parts)), parts, strict=True))
+        index = {weight_files.INDEX: shards.index_text(list(moved))}
+    else:
+        _join(folder, shards, parts)
+    for name, content in {**files, **index}.items():
+        folder.write(f"{STAGED}/{name}", content if isinstance(content, bytes) else content.encode())
+    sizes = {name: there[source] for name, source in moved.items()}
+    for name, size in folder.sizes().items():
+        if name.startswith(f"{STAGED}/"):
+            sizes[name.removeprefix(f"{STAGED}/")] = size
+    folder.write(f"{STAGED}/{MANIFEST}", manifest_text(sizes).encode())
+    return {"files": sizes, "moved": moved}
+
+
+def place(folder: Folder, plan: Plan, output: str | Path, overwrite: bool) -> None:
+    """Puts a staged output in its place, and removes all else that was kept, except the file with the plan.
+
+    Raises:
+        UserError: Something is there that may not be replaced.
+    """
+    if isinstance(folder, RemoteFolder):
+        _copy(folder, plan, str(output), overwrite)
+    else:
+        path = folder.path
+        for name, source in plan["moved"].items():
+            if (path / source).exists():
+                (path / source).rename(path / STAGED / name)
+        sync(path / STAGED)
+        put_in_place(path / STAGED, Path(output), path / "replaced", overwrite)
+    tidy(folder)
+
+
+def tidy(folder: Folder) -> None:
+    """Removes all that was kept of a run, except the file with its identity and the plan."""
+    folder.remove(folder.entries() - {RUN})
+
+
+def is_staged(folder: Folder, plan: Plan) -> bool:
+    """Whether all files of the output are still where they were made."""
+    there = folder.sizes()
+    return all(f"{STAGED}/{name}" in there or plan["moved"].get(name) in there for name in plan["files"])
+
+
+def is_in_place(plan: Plan, output: str | Path) -> bool:
+    """Whether the output of a plan is in its place."""
+    target = folder_at(output)
+    return parse_manifest(target.read(MANIFEST)) == plan["files"] and target.read("config.json") is not None
+
+
+def _copy(folder: RemoteFolder, plan: Plan, output: str, overwrite: bool) -> None:
+    """Copies all files to their place: the list of them first, and config.json last."""
+    target = RemoteFolder(output)
+    listed = parse_manifest(target.read(MANIFEST)) == plan["files"]  # an earlier process has begun to copy
+    if not listed:
+        check_place(output, overwrite)
+    target.remove(["config.json"])
+    if not listed:
+        target.remove(target.sizes().keys() - {MANIFEST})
+        folder.copy(f"{STAGED}/{MANIFEST}", target, MANIFEST)
+    for name in sorted(plan["files"], key=lambda name: name == "config.json"):
+        folder.copy(plan["moved"].get(name, f"{STAGED}/{name}"), target, name)
+
+
+def _join(folder: Folder, shards: Shards, parts: Sequence[str]) -> None:
+    """Joins all shards to one file of the output."""
+
+    def tensors(name: str) -> Mapping[str, np.ndarray]:
+        shard = weight_files.decode(folder.read(name))
+        if shard is None:
+            raise UserError(f"{name} in {folder.address} was damaged meanwhile: repeat the command.")
+        return shard[0]
+
+    with tempfile.TemporaryDirectory() as temporary:
+        local = folder.path if isinstance(folder, LocalFolder) else Path(temporary)
+        file = local / STAGED / f"{weight_files.JOINED}{NEW}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(file):
+            weight_files.join(file, shards.tensors(), map(tensors, parts))
+            folder.put(f"{STAGED}/{weight_files.JOINED}", file)
