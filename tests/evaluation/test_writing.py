@@ -83,6 +83,9 @@ def test_writing_goes_on_with_the_same_rows(model: Model):
     batches = list(write_batches(model, writing))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert list(write_batches(model, writing, first=5)) == [batches[1][1:], batches[2]]
+    for other in ({"length": 9}, {"temperature": 0.5}, {"seed": 1}):  # whose rows are not to be mixed with these
+        settings = writing.settings.replace(**other)
+        assert prepare(model, settings, None, None).digest("") != writing.digest(""), other
 
 
 @pytest.mark.parametrize(
