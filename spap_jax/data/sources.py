@@ -334,7 +334,7 @@ def read_file(path: Path, join: Join = joined) -> Iterator[Piece] | np.ndarray:
         UserError: The file is missing, empty, of an unknown type or not what its suffix says (also while iterating).
     """
     if not path.is_file():
-        kind = "a folder, not a file" if path.is_dir() else "not there"
+        kind = "not a file" if path.exists() else "not there"
         raise UserError(f"{path} is {kind}: check the path")
     reader = READERS.get(_suffix(path))
     if reader is None:

@@ -19,18 +19,12 @@ from spap_jax.report.schema import (
     PrunedModel,
     PruneReport,
     Widths,
-    converted,
 )
 from spap_jax.solver.methods import update_used
 from spap_jax.storage.location import public_name
 
 if TYPE_CHECKING:
     from spap_jax.pruning.run import Run
-
-
-def report_of(tree: dict[str, Any]) -> LayerReport | Check:
-    """Inverts ``dataclasses.asdict`` for the report of a step, after a round trip through JSON."""
-    return converted(tree, Check if "step" in tree else LayerReport)
 
 
 def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport | Check]) -> PruneReport:
