@@ -65,13 +65,18 @@ LARGE = 100_000_000
 """Weights in the blocks of a model that reads no more text than its effort says."""
 
 
-def is_count(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number of at least ``least``; True, an integer in Python, is not."""
-    value = value.item() if hasattr(value, "item") else value
-    return _fits(value, Annotated[int, Meta(ge=least, lt=2**31)])
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of at least 1; True, an integer in Python, is not."""
+    return _fits(value, Count)
+
+
+def is_seed(value: Any) -> bool:
+    """Whether a value is a whole number that a random key can be made of."""
+    return _fits(value, Seed)
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    value = value.item() if hasattr(value, "item") else value
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError:

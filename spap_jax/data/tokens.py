@@ -31,7 +31,7 @@ from spap_jax.data.sources import (
     shares_of,
 )
 from spap_jax.errors import UserError, first_line, option, warn
-from spap_jax.settings import is_count
+from spap_jax.settings import is_count, is_seed
 from spap_jax.storage.files import require_hub
 
 POOL = 8
@@ -156,7 +156,7 @@ def load_tokens(
         raise UserError(
             f"{option('sequence_length')} and {option('sequences')} must be at least 1: give positive whole numbers"
         )
-    if not is_count(seed, least=0):
+    if not is_seed(seed):
         raise UserError(f"{option('seed')} must be a whole number of at least 0, not {seed!r}: give one.")
     given = {"tokenizer": tokenizer, "sequence_length": sequence_length, "vocabulary": vocabulary, "bos": bos}
     parts = shares_of(data) if isinstance(data, str) else []

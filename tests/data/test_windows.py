@@ -14,7 +14,7 @@ BOS = VOCABULARY - 1
 
 
 @settings(max_examples=30, deadline=None)
-@given(count=st.integers(1, 200), length=st.integers(1, 20), seed=st.integers(0, 2**31), data=st.data())
+@given(count=st.integers(1, 200), length=st.integers(1, 20), seed=st.integers(0, 2**32 - 1), data=st.data())
 def test_calibration_draws_each_window_at_most_once(count, length, seed, data):
     total = count * length + data.draw(st.integers(0, length - 1))
     sequences = data.draw(st.integers(1, count))
