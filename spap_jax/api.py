@@ -17,7 +17,7 @@ from spap_jax.data.tokens import TokenBlocks, load_tokens, new_blocks, warn_of_r
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.inspect import divergence, logits, loss, perplexity
-from spap_jax.evaluation.writing import write
+from spap_jax.evaluation.writing import LENGTH, SEQUENCES, settings_for, write
 from spap_jax.models import DecoderConfig
 from spap_jax.models.blocks import get_layer
 from spap_jax.models.model import UNKNOWN, Model, checked
@@ -29,7 +29,7 @@ from spap_jax.pruning.inspect import hidden, moments
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
 from spap_jax.pruning.prune_report import new_report
-from spap_jax.pruning.run import Dense, warn_of_settings
+from spap_jax.pruning.run import Dense, sequences_read, warn_of_settings
 from spap_jax.pruning.widths import check_allocation, choose_widths
 from spap_jax.quantities import change_text
 from spap_jax.report.card import converted_files, pruned_files, trained_files
@@ -94,7 +94,7 @@ class PruneResult:
 @one_blas_thread()
 def prune(
     model: Model,
-    tokens: Any,
+    tokens: Any = None,
     *,
     settings: PruneSettings | None = None,
     progress: bool | Callable[[LayerReport | Check], None] | None = None,
@@ -108,7 +108,8 @@ def prune(
 
     Args:
         model: A model from ``load``, or the model of an earlier result.
-        tokens: Calibration token ids [B, T], or the result of ``load_tokens``.
+        tokens: Calibration token ids [B, T], or the result of ``load_tokens``. By default the model writes its own, as
+            ``write`` does: 128 sequences of up to 512 tokens, and more for joint steps.
         settings: Pruning settings; by default ``PruneSettings()``.
         progress: Whether to show progress on standard error; by default it is shown in a terminal and in a notebook. A
             function is called instead, with the report of every layer once it is pruned, and with every measurement in
@@ -124,7 +125,7 @@ def prune(
     model = checked(model)
     config = model.config
     settings = (settings or PruneSettings()).replace(**changes)
-    tokens = _checked(tokens, config)
+    tokens = _checked(_own_tokens(model, settings, devices) if tokens is None else tokens, config)
     warn_of_repetition(token_blocks(tokens, config), "the calibration data")
     _check_finite(model)
     check_allocation(config, settings, model_devices)
@@ -145,6 +146,15 @@ def prune(
     extras = Extras(size, None, memory.peak(), peak_of_a_device())
     report = replace(new_report(run, model.source.name, tokens, reports), extras=extras)
     return PruneResult(_told(smaller, pruned_files(report)), report)
+
+
+def _own_tokens(model: Model, settings: PruneSettings, devices: int | None) -> TokenBlocks:
+    """Lets a model write what it is calibrated on."""
+    shape = SEQUENCES, min(LENGTH, model.config.positions)
+    wanted = settings_for(model, sequences_read(model.config, shape, settings), shape[1])
+    rows = write(model, settings=wanted, devices=devices)
+    named = model.source.folder or model.source.name
+    return load_tokens(rows, tokenizer=named, sequence_length=shape[1], sequences=shape[0], role="calibration")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

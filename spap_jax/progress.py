@@ -151,7 +151,9 @@ class PruningProgress:
                 lines.insert(0, f"{where}  attention, {self._errors(report.attention)}")
         else:
             kind, done, seconds = "step", report.step, report.seconds
-            lines = [f"step {done}/{self._pieces[kind]}  {self._tokens} loss {report.held_out:.4f}"]
+            where = f"step {done}/{self._pieces[kind]}" if self._pieces[kind] else "no joint steps"
+            same = f"same top token {percent_text(report.agreement or 0)}"
+            lines = [f"{where}  {self._tokens} divergence {report.held_out:.4f}, {same}"]
             lines[0] += "" if report.taken else ", not kept"
         self._reach(kind, done, None if fresh else seconds)
         for line in lines[:-1]:
@@ -160,7 +162,8 @@ class PruningProgress:
             self._display.print(f"{lines[-1]}  {duration_text(seconds, digits=2)}", self._left())
         else:
             self._display.print(f"{lines[-1]}  kept")
-        self._show(kind)
+        if self._pieces[kind]:
+            self._show(kind)
 
     def step(self, done: int, total: int) -> None:
         """Shows how many joint steps were made."""

@@ -16,6 +16,9 @@ Update = Literal["own", "none", "bias", "refit", "alternate"]
 Schedule = Literal["sequential", "parallel"]
 Remat = Literal["full", "dots"]
 
+OWN = "own"
+"""Name of data: the text that the model of a command writes itself."""
+
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 NotNegative = Annotated[float, Meta(ge=0, lt=2.0**100)]
@@ -35,8 +38,6 @@ class Effort(NamedTuple):
             do.
         last: Number of blocks at the end of the model that joint steps change; None for all.
         tokens: Tokens in a joint step. Little text goes further in small steps.
-        text_weight: Largest weight of the text's own tokens in joint steps. A few steps gain most by them; with many,
-            the predictions would drift away.
         measured: Largest number of tokens that are measured between joint steps, as a share of those of the steps.
             Where few blocks move, a measurement takes longer beside a step.
         round_passes: Passes over the calibration tokens in the optimizer steps of one alternating round.
@@ -48,7 +49,6 @@ class Effort(NamedTuple):
     text: int
     last: int | None
     tokens: int
-    text_weight: float
     measured: float
     round_passes: float
     worth: float
@@ -56,9 +56,9 @@ class Effort(NamedTuple):
 
 
 EFFORTS: dict[EffortName, Effort] = {
-    "low": Effort(1, 0, 3, 512, text_weight=0.7, measured=0.08, round_passes=0.5, worth=0.2, trials=1),
-    "default": Effort(4, 2**18, None, 2048, text_weight=0.3, measured=0.25, round_passes=2, worth=0.1, trials=2),
-    "high": Effort(16, 2**21, None, 2048, text_weight=0.3, measured=0.25, round_passes=4, worth=0.1, trials=2),
+    "low": Effort(1, 0, 3, 512, measured=0.08, round_passes=0.5, worth=0.2, trials=1),
+    "default": Effort(4, 2**18, None, 2048, measured=0.25, round_passes=2, worth=0.1, trials=2),
+    "high": Effort(16, 2**21, None, 2048, measured=0.25, round_passes=4, worth=0.1, trials=2),
 }
 
 LARGE = 100_000_000
@@ -146,8 +146,8 @@ class PruneSettings(_Settings):
         effort: How much time and memory to spend on quality.
         rounds: Alternating rounds in each layer; 0 keeps the refit. Layers stop making them once they gain little.
         joint_passes: Text in the joint steps that end the run, per calibration text; 0: none. By default by effort.
-        joint_text_weight: Weight of the text's next token beside the dense model's in joint steps. By default by effort
-            and sparsity.
+        joint_text_weight: Weight of the text's next token beside the dense model's predictions in joint steps. Above 0
+            the model also adapts to the text.
         joint_last: Number of blocks at the end of the model that joint steps change. By default as many as fit.
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
     """
@@ -164,7 +164,7 @@ class PruneSettings(_Settings):
     effort: EffortName = "default"
     rounds: Annotated[int, Meta(ge=0, lt=2**31)] = 1
     joint_passes: NotNegative | None = None
-    joint_text_weight: Share | None = None
+    joint_text_weight: Share = 0.0
     joint_last: Count | None = None
     batch_tokens: Count = 4096
 

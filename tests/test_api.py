@@ -210,10 +210,16 @@ def test_a_saved_result_is_what_the_command_writes(tmp_path: Path):
         assert (tmp_path / "python" / name).read_bytes() == (by_command / name).read_bytes(), name
     reports = [json.loads((folder / "spap_report.json").read_text()) for folder in (by_command, tmp_path / "python")]
     for report in reports:
-        for part in (report, *report["layers"]):
+        for part in (report, *report["layers"], *report["joint"]):
             assert part.pop("seconds")
         assert report["extras"].pop("peak_memory_bytes") > 0
     assert reports[0] == reports[1]
+
+
+def test_without_tokens_the_model_writes_its_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spap.api, "SEQUENCES", 8)  # fewer, since 128 take a while
+    calibration = spap.prune(stories(), method="magnitude").report.calibration
+    assert (calibration.sequences, calibration.sequence_length) == (8, 512)
 
 
 def test_pruning_is_silent_unless_it_is_watched_or_asked(capsys: pytest.CaptureFixture[str]):
@@ -227,7 +233,7 @@ def test_pruning_is_silent_unless_it_is_watched_or_asked(capsys: pytest.CaptureF
             f"layer {number}/6" for number in range(1, lines + 1)
         ]
         assert bool(said.err) == bool(lines)
-    assert [report.layer for report in seen] == [report.layer for report in result.report.layers]
+    assert seen == [*result.report.layers, *result.report.joint]
 
 
 def test_a_pruned_model_in_memory_is_taught_by_the_dense_one_and_keeps_its_accounts(tmp_path: Path):

@@ -58,7 +58,7 @@ class Run:
         return self._after(seconds, fresh, LayerReport(index, **(values | changes)))  # type: ignore[arg-type]
 
     def steps(self, made: int, seconds: float, fresh: bool = True, taken: bool = True) -> str:
-        return self._after(seconds, fresh, Check(made, 64 * made, (0.1,), 0.0498, taken, seconds))
+        return self._after(seconds, fresh, Check(made, 64 * made, (0.1,), 0.0498, taken, seconds, 0.75))
 
     def _after(self, seconds: float, fresh: bool, report: LayerReport | Check) -> str:
         self.now += seconds if fresh else 0.01
@@ -92,12 +92,13 @@ def test_the_time_left_covers_layers_steps_and_perplexity():
     assert run.layer(0, 100).endswith("  100 s")
     assert run.layer(1, 60).endswith("  60 s, step in 60 s")
     assert run.layer(2, 60).endswith("  60 s")
-    assert run.steps(0, 9) == "step 0/8  held-out loss 0.0498  9 s"
+    assert run.steps(0, 9) == "step 0/8  held-out divergence 0.0498, same top token 75.0 %  9 s"
     assert run.steps(2, 70).endswith("  70 s")
     run.now += 20
     run.progress.step(4, 8)  # four more at 10 s, and ten windows at 2 s
     assert run.printed() == "step 4/8, about 60 s left ..."
-    assert run.steps(8, 40, taken=False) == "step 8/8  held-out loss 0.0498, not kept  40 s, about 20 s left"
+    said = "step 8/8  held-out divergence 0.0498, same top token 75.0 %"
+    assert run.steps(8, 40, taken=False) == f"{said}, not kept  40 s, about 20 s left"
 
 
 def test_what_an_earlier_process_made_counts_with_its_seconds():

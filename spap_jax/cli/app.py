@@ -35,7 +35,9 @@ BASIC: Mapping[str, Sequence[str]] = {
         "data", "output", "teacher", "eval", "steps", "learning_rate", "sequences", "sequence_length", "full",
         "overwrite",
     ),
-    "eval": ("data", "sequence_length", "sequences", "bos", "tasks", "task_path", "task_data", "limit", "json"),
+    "eval": (
+        "data", "dense", "sequence_length", "sequences", "bos", "tasks", "task_path", "task_data", "limit", "json",
+    ),
 }  # fmt: skip
 """The options that everyone needs, in the order in which to learn them, for commands that have many more."""
 

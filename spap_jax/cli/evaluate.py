@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spap_jax.cli import console
 from spap_jax.cli.options import Bos, Count, Data, ModelName
 from spap_jax.errors import UserError
-from spap_jax.quantities import count_text
+from spap_jax.quantities import count_text, percent_text
 
 if TYPE_CHECKING:
     from spap_jax.models.model import Model
@@ -21,6 +21,7 @@ def eval_(
     /,
     *,
     data: Data | None = None,
+    dense: ModelName | None = None,
     sequence_length: Count | None = None,
     sequences: Count | None = None,
     bos: Bos = None,
@@ -36,7 +37,7 @@ def eval_(
     """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
 
     ```
-    spap eval pruned --data wikitext2
+    spap eval pruned --data wikitext2 --dense HuggingFaceTB/SmolLM2-135M-Instruct
     spap eval pruned --tasks arc_easy,hellaswag,piqa,winogrande --json scores.json
     ```
 
@@ -47,6 +48,7 @@ def eval_(
         model: Checkpoint to evaluate: a folder, a hub id, or an address such as gs://bucket/model.
         data: Text to measure perplexity on: wikitext2, c4, a data set of the hub, or a .txt, .jsonl, .parquet or .npy
             file. Of chats, what the assistant wrote counts.
+        dense: The model that it was made of, to measure how far the predictions of the two are apart as well.
         sequence_length: Tokens in each window. By default as in the run that pruned the model, or as many as its
             positions allow, at most 2048.
         sequences: Number of windows, from the start of the text. By default all.
@@ -69,24 +71,27 @@ def eval_(
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"
         raise UserError(f"give either --data (perplexity) or --tasks (the lm-evaluation-harness); {given} given.")
-    unused = (task_path, task_data, limit) if tasks is None else (sequence_length, sequences, bos)
+    unused = (task_path, task_data, limit) if tasks is None else (dense, sequence_length, sequences, bos)
     if any(value is not None for value in unused):
         raise UserError(
-            "--sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit with --tasks"
+            "--dense, --sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit go "
+            "with --tasks"
         )
     check_json_place(json)
     fetch_data(data)
-    fetch_models(model)
+    fetch_models(model, dense)
     loaded = checkpoint.load(model, checkpoint.as_stored)
-    with use_mesh(devices, model_devices, bytes_of(loaded.params)):
+    original = checkpoint.load(dense, checkpoint.as_stored) if dense else None
+    with use_mesh(devices, model_devices, bytes_of((loaded.params, original and original.params))):
 
-        def placed_model() -> "Model":
-            with console.waiting(f"reading {model}"):
-                return loaded.replace(params=shard_params(loaded.config, loaded.params))
+        def placed_model(one: "Model" = loaded) -> "Model":
+            with console.waiting(f"reading {one.source.name}"):
+                return one.replace(params=shard_params(one.config, one.params))
 
         if data is not None:
             length = sequence_length or _length_of_run(loaded)
-            result = _measure_perplexity(model, placed_model(), data, length, sequences, bos, batch_tokens)
+            models = placed_model(), original and placed_model(original)
+            result = _measure_perplexity(model, *models, data, length, sequences, bos, batch_tokens)
         else:
             result = _measure_tasks(model, placed_model, str(tasks), task_path, task_data, limit, batch_tokens)
     if json is not None:
@@ -110,6 +115,7 @@ def _length_of_run(model: "Model") -> int | None:
 def _measure_perplexity(
     model: str,
     loaded: "Model",
+    dense: "Model | None",
     data: str,
     sequence_length: int | None,
     sequences: int | None,
@@ -119,7 +125,7 @@ def _measure_perplexity(
     from spap_jax.cli.texts import chosen_length
     from spap_jax.data.sources import data_name
     from spap_jax.data.tokens import load_tokens
-    from spap_jax.evaluation.perplexity import check_finite, perplexity
+    from spap_jax.evaluation.perplexity import check_finite, compare, perplexity
     from spap_jax.storage.location import public_name
 
     length = chosen_length(sequence_length, loaded.config)
@@ -136,13 +142,24 @@ def _measure_perplexity(
     start = time.perf_counter()
     work = f"measuring perplexity on {count_text(blocks.tokens.size)} tokens"
     with console.counting() as watch:
-        value = perplexity(loaded, blocks.tokens, batch_tokens, functools.partial(watch, work), blocks.mask)
+        how: Any = {"batch_tokens": batch_tokens, "watch": functools.partial(watch, work), "mask": blocks.mask}
+        both = compare(dense, loaded, blocks.tokens, **how) if dense else None
+        value = both.pruned if both else perplexity(loaded, blocks.tokens, **how)
     check_finite(value, model)
     seconds = time.perf_counter() - start
     console.out.print(f"perplexity {value:.4f}  ({blocks.description}; {seconds:.1f} s)")
+    against = {}
+    if dense and both:
+        against = {"dense": public_name(dense.source.name), "dense_perplexity": both.dense}
+        against |= {"divergence": both.divergence, "agreement": both.agreement}
+        console.out.print(
+            f"dense perplexity {both.dense:.4f}, divergence {both.divergence:.4f} nats, "
+            f"same top token {percent_text(both.agreement)}"
+        )
     return {
         "model": public_name(model),
         "perplexity": value,
+        **against,
         "data": data_name(data),
         "description": blocks.description,
         "sha256": blocks.sha256,

@@ -8,9 +8,10 @@ from cyclopts import Parameter
 
 from spap_jax.cli import console
 from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
-from spap_jax.cli.texts import Texts, perplexity_of
+from spap_jax.cli.texts import Texts, chosen_length, perplexity_of
+from spap_jax.cli.write import with_own_text
 from spap_jax.errors import UserError
-from spap_jax.settings import PruneSettings
+from spap_jax.settings import OWN, PruneSettings
 from spap_jax.storage.location import check_name, is_address
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def prune(
     model: ModelName,
     /,
     *,
-    data: Data,
+    data: Data = OWN,
     output: OutputPath,
     sparsity: SparsityOption = (PruneSettings.sparsity,),
     sequences: Count = 128,
@@ -64,8 +65,8 @@ def prune(
     """Write a smaller checkpoint, with fewer MLP channels (and attention heads, if asked for) in every layer.
 
     ```
-    spap prune meta-llama/Llama-3.2-1B --data c4 --output pruned
-    spap prune ./model --data text.jsonl --sparsity 0.2 --effort high --output out
+    spap prune meta-llama/Llama-3.2-1B --output pruned
+    spap prune ./model --data own:0.5,text.jsonl:0.5 --effort high --output out
     ```
 
     An interrupted run picks up where it stopped when the same command is given again; until the output is complete,
@@ -74,7 +75,8 @@ def prune(
 
     Args:
         model: Checkpoint to prune: a folder, a hub id, or an address such as gs://bucket/model.
-        data: Calibration text: wikitext2, c4, a data set of the hub, or a .txt, .jsonl, .parquet or .npy file.
+        data: Calibration text: own (written by the model itself), wikitext2, c4, a data set of the hub, a .txt, .jsonl,
+            .parquet or .npy file, or a mixture: own:0.5,c4:0.5.
         output: Folder or address (gs://bucket/pruned) to write. It is either complete or absent.
         sparsity: Fraction of the MLP channels to remove; several, as in 0.1,0.2, make OUTPUT/sparsity-0.1 and so on.
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
@@ -102,7 +104,7 @@ def prune(
     from spap_jax.parallel.processes import barrier, is_leader
     from spap_jax.planning.plan import run_that_fits
     from spap_jax.progress import PruningProgress
-    from spap_jax.pruning.run import Dense, pruned_config, warn_of_settings
+    from spap_jax.pruning.run import Dense, pruned_config, sequences_read, warn_of_settings
     from spap_jax.pruning.widths import check_allocation
 
     wanted = outputs(output, sparsity, settings)
@@ -123,6 +125,9 @@ def prune(
             _check_room(one, reader, config)
             check_allocation(reader.config, one.settings, model_devices)
             warn_of_settings(reader.config, one.settings)
+        shape = sequences, chosen_length(sequence_length, reader.config)
+        read = max(sequences_read(reader.config, shape, one.settings) for one in wanted)
+        data = with_own_text(data, model, read, shape[1], devices, model_devices)
         with use_mesh(devices, model_devices), quick_compilation(), one_blas_thread():
             console.say_devices("pruning")
             jointly = settings.joint_passes != 0
@@ -350,7 +355,7 @@ def _finish(
 
 
 def _summary(report: "PruneReport") -> None:
-    from spap_jax.quantities import bytes_text, change_text, count_text, peak_text
+    from spap_jax.quantities import bytes_text, change_text, count_text, peak_text, percent_text
 
     model, extras = report.model, report.extras
 
@@ -364,6 +369,9 @@ def _summary(report: "PruneReport") -> None:
     rows = [row(name, count, count_text) for name, count in counts.items()]
     if extras.bytes:
         rows.append(row("weights on disk", extras.bytes, bytes_text))
+    if check := report.kept_check:
+        rows.append((f"divergence, {report.judged} tokens", "0", f"{check.held_out:.4f}", ""))
+        rows.append((f"same top token, {report.judged} tokens", "100 %", percent_text(check.agreement or 0), ""))
     if extras.perplexity:
         rows.append(row("perplexity", extras.perplexity, "{:.4f}".format))
     console.table(f"{model.name}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)

@@ -1,14 +1,18 @@
 """``spap write``."""
 
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
 
 from spap_jax.cli.options import Data, ModelName
 from spap_jax.errors import UserError
-from spap_jax.settings import WriteSettings
+from spap_jax.settings import OWN, WriteSettings
+
+if TYPE_CHECKING:
+    from spap_jax.evaluation.writing import Writing
+    from spap_jax.models.model import Model
 
 
 def write(
@@ -45,12 +49,9 @@ def write(
         settings: How to write.
     """
     from spap_jax import checkpoint
-    from spap_jax.checkpoint.fingerprint import fingerprint
-    from spap_jax.cli.console import counting, out, waiting
+    from spap_jax.cli.console import out
     from spap_jax.cli.downloads import fetch_data, fetch_models
-    from spap_jax.evaluation.writing import prepare, write_batches
-    from spap_jax.parallel.mesh import use_mesh
-    from spap_jax.parallel.placement import bytes_of, shard_params
+    from spap_jax.evaluation.writing import prepare
 
     if output.suffix != ".jsonl" or not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: give a name that ends in .jsonl, in a folder that exists.")
@@ -58,11 +59,40 @@ def write(
     fetch_models(model)
     loaded = checkpoint.load(model, checkpoint.as_stored)
     writing = prepare(loaded, settings, data, prompts)
-    run = writing.digest(fingerprint(checkpoint.locate(model)))
-    with use_mesh(devices, model_devices, bytes_of(loaded.params)), open(output, "a+b") as file:
+    done = write_to(output, loaded, writing, identity(model, writing), devices, model_devices)
+    out.print(f"{output} holds {done} {'conversations' if writing.conversations else 'texts'}")
+
+
+def identity(model: str, writing: "Writing") -> str:
+    """Returns a short hash of the weights and of all else that decides on the rows, except their number."""
+    from spap_jax import checkpoint
+    from spap_jax.checkpoint.fingerprint import fingerprint
+
+    return writing.digest(fingerprint(checkpoint.locate(model)))
+
+
+def write_to(
+    output: Path, model: "Model", writing: "Writing", run: str, devices: int | None, model_devices: int | None
+) -> int:
+    """Adds the rows that a file lacks, with progress, and returns how many it holds.
+
+    Args:
+        run: The hash of `identity`, which stands in each row.
+
+    Raises:
+        UserError: the file holds something else.
+    """
+    from spap_jax.cli.console import counting, waiting
+    from spap_jax.evaluation.writing import write_batches
+    from spap_jax.parallel.mesh import use_mesh
+    from spap_jax.parallel.placement import bytes_of, shard_params
+
+    with use_mesh(devices, model_devices, bytes_of(model.params)), open(output, "a+b") as file:
         done, total = rows_written(file, run), writing.sequences
-        with waiting(f"reading {model}"):
-            placed = loaded.replace(params=shard_params(loaded.config, loaded.params))
+        if done >= total:
+            return done
+        with waiting(f"reading {model.source.name}"):
+            placed = model.replace(params=shard_params(model.config, model.params))
         try:
             with counting() as watch:
                 watch("writing", done, total)
@@ -74,7 +104,54 @@ def write(
         except KeyboardInterrupt as error:
             said = f"interrupted; {done} of {total} are in {output}, and the same command goes on from there."
             raise KeyboardInterrupt(said) from error
-    out.print(f"{output} holds {done} {'conversations' if writing.conversations else 'texts'}")
+    return done
+
+
+def with_own_text(
+    data: str, model: str, sequences: int, length: int, devices: int | None, model_devices: int | None
+) -> str:
+    """Returns data in which the file of what the model has written takes the place of "own"; it is written first.
+
+    The file is kept in the cache, where later runs find it and add to it.
+
+    Args:
+        data: The data of a command, or a mixture.
+        model: The checkpoint that writes.
+        sequences: Number of sequences that the run reads of all the data.
+        length: Tokens in each.
+
+    Raises:
+        UserError: the run has several processes, or the model cannot write.
+    """
+    import jax
+
+    from spap_jax import checkpoint
+    from spap_jax.cli.console import err
+    from spap_jax.data.sources import shares_of
+    from spap_jax.evaluation.writing import prepare, settings_for
+    from spap_jax.storage.location import cache, public_name
+
+    parts = shares_of(data)
+    share = sum(part.weight for part in parts if part.data == OWN) / sum(part.weight for part in parts)
+    if not share:
+        return data
+    if jax.process_count() > 1:
+        raise UserError(
+            f"several processes cannot write text together: let one do it with spap write {model} --output own.jsonl, "
+            "and give --data own.jsonl."
+        )
+    loaded = checkpoint.load(model, checkpoint.as_stored)
+    wanted = settings_for(loaded, share * sequences, length)
+    writing = prepare(loaded, wanted, None, None)
+    run = identity(model, writing)
+    file = cache() / "own" / f"{public_name(model).replace('/', '--')}-{run}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    err.print(
+        f"calibrating on {wanted.sequences} texts that the model writes itself, of {wanted.length} tokens: {file}"
+    )
+    write_to(file, loaded, writing, run, devices, model_devices if model_devices and model_devices > 1 else None)
+    named = [(str(file) if part.data == OWN else part.data, part.weight) for part in parts]
+    return named[0][0] if len(named) == 1 else ",".join(f"{name}:{weight:g}" for name, weight in named)
 
 
 def _line(row: dict[str, Any], run: str) -> bytes:

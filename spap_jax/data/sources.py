@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from spap_jax.data.chat import MESSAGES, PROMPT, Conversation, conversations, holds_conversation
 from spap_jax.errors import UserError, first_line, option
+from spap_jax.settings import OWN
 from spap_jax.storage.files import cached_file, cached_splits, fetch_file, hub_file, hub_splits
 from spap_jax.storage.location import is_address, public_name
 
@@ -138,6 +139,8 @@ def is_file(data: str) -> bool:
 
 def data_file(data: str) -> str | None:
     """The path or address of data, or of the copy of a named set; None for data sets of the hub."""
+    if data == OWN:
+        return None
     short, _, copy = data.partition(":")
     file = copy if short in NAMED else data if is_file(data) else ""
     return file or None
@@ -254,6 +257,8 @@ def open_data(data: Data, role: Role, join: Join = joined) -> Opened:
     if isinstance(data, Path) or is_file(data):
         return Opened(str(data), read_file(local_file(data), join), file=data_name(data))
     named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?", data)
+    if data == OWN:
+        raise UserError(f"only a command reads {OWN!r}: in Python, give the rows that spap.write(model) returns")
     if named is None:
         raise UserError(
             f"there is no file and no data set {data[:80]}: name {', '.join(NAMED)}, a hub data set owner/name, or a "

@@ -63,7 +63,12 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    dense: Model, pruned: Model, tokens: np.ndarray, batch_tokens: int = 4096, mask: np.ndarray | None = None
+    dense: Model,
+    pruned: Model,
+    tokens: np.ndarray,
+    batch_tokens: int = 4096,
+    mask: np.ndarray | None = None,
+    watch: Callable[[int, int], None] = lambda *_: None,
 ) -> Comparison:
     """Returns the mean KL(dense || pruned) of the next-token distributions and both perplexities, from one pass each.
 
@@ -86,7 +91,7 @@ def compare(
     def begin(part: np.ndarray, counts: np.ndarray) -> jax.Array:
         return _compared(configs, params, mesh.shard_chunks(part), mesh.shard_chunks(counts))
 
-    dense_loss, pruned_loss, divergence, agreement = _total(begin, tokens, counted, batch_tokens) / counted.sum()
+    dense_loss, pruned_loss, divergence, agreement = _total(begin, tokens, counted, batch_tokens, watch) / counted.sum()
     return Comparison(float(np.exp(dense_loss)), float(np.exp(pruned_loss)), float(divergence), float(agreement))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -99,6 +100,13 @@ def write(
             rows += batch
             watch(len(rows), writing.sequences)
     return rows
+
+
+def settings_for(model: Model, sequences: float, length: int) -> WriteSettings:
+    """Returns the settings with which a model writes enough text for a number of sequences of ``length`` tokens."""
+    each = max(1, min(length, LENGTH, model.config.positions - 1))
+    # A sixteenth more, since what was sampled may take fewer tokens when it is read again.
+    return WriteSettings(sequences=math.ceil(17 / 16 * sequences * length / each) + 1, length=each)
 
 
 def prepare(

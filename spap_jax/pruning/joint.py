@@ -1,13 +1,14 @@
 """Joint steps on a pruned model, which adjust its last blocks, or all, so that its predictions match the dense model's.
 
 The sequential pass fits every block to the dense stream at its own output; joint steps continue the minimisation on the
-final distribution ("The whole model" in ``docs/method.md``). Weights are kept only if the loss falls on held-out
-tokens.
+final distribution ("The whole model" in ``docs/method.md``). Weights are kept only if the divergence from the dense
+model falls on held-out tokens, whatever the text's loss does.
 """
 
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ import jax.numpy as jnp
 from spap_jax.errors import NotFiniteError
 from spap_jax.models import Params
 from spap_jax.numerics import step_dtype
-from spap_jax.parallel.placement import fully_shard_params, fully_sharded_spec, zeros_for_blocks
+from spap_jax.parallel.placement import fully_shard_params, fully_sharded_spec, shard_params, zeros_for_blocks
 from spap_jax.parallel.program import program
 from spap_jax.pruning import streams
-from spap_jax.pruning.predictions import set_layer, take_layer
+from spap_jax.pruning.predictions import compare_ends, set_layer, take_layer
 from spap_jax.pruning.run import Run
 from spap_jax.report.schema import Check, converted
 from spap_jax.training.loop import stages
@@ -55,6 +56,34 @@ def with_block(run: Run, tail: Params | None, index: int, params: Params) -> Par
     if tail is None:
         tail = zeros_for_blocks(run.tail, params, fully_sharded_spec)
     return set_layer(tail, index - run.first_joint, params)
+
+
+def check_without_steps(run: Run, outer: Params, pair: streams.Pair) -> Check:
+    """Measures the pruned model where no joint steps follow.
+
+    Args:
+        outer: The dense decoder's parameters outside the blocks.
+        pair: The streams after the last block.
+
+    Raises:
+        NotFiniteError: the predictions overflow.
+    """
+    start, outside = time.perf_counter(), {name: outer[name] for name in ("embed", "head")}
+    read = run.judged.sharded()
+    ends = _judged(run, pair)._replace(output=None)
+    found = compare_ends(run.pruned, shard_params(run.pruned, outside), ends, read.tokens, read.mask)
+    divergence, agreement = map(float, found)
+    return _checked(Check(0, 0, (), divergence, True, time.perf_counter() - start, agreement))
+
+
+def _checked(opening: Check) -> Check:
+    """Raises an error if the pruned model's predictions are not finite: no weights could then be better."""
+    if not math.isfinite(opening.held_out):
+        raise NotFiniteError(
+            "the pruned model's predictions are not finite before any joint step: they overflow in float32, so look "
+            "whether the dense model computes what it should (its perplexity)."
+        )
+    return opening
 
 
 def make_steps(
@@ -97,11 +126,7 @@ def make_steps(
     )  # fmt: skip
     del tail  # which goes when better weights are there
     for stage in each:
-        if not math.isfinite(stage.checks[0].held_out):  # no weights could have a lower loss
-            raise NotFiniteError(
-                "the pruned model's predictions are not finite before any joint step: they overflow in float32, so "
-                "look whether the dense model computes what it should (its perplexity)."
-            )
+        _checked(stage.checks[0])
         resumed = not checks and len(stage.checks) > 1
         for check in stage.checks[len(checks) :]:
             report(check, not resumed)
@@ -123,6 +148,4 @@ def job_of(run: Run) -> Job:
     """Returns what joint steps are compiled for."""
     recipe = Recipe(relative, ("bfloat16", run.tail.norm_shift))
     remat = "full" if run.tail.layers == run.config.layers else "dots"
-    weight = run.settings.joint_text_weight
-    assert weight is not None
-    return Job(run.tail, recipe, step_dtype(), remat=remat, text_weight=weight)
+    return Job(run.tail, recipe, step_dtype(), remat=remat, text_weight=run.settings.joint_text_weight)

@@ -97,7 +97,7 @@ def prune(
     report: Listener = lambda *_: None,
     watch: Callable[[int, int], None] = lambda *_: None,
 ) -> list[LayerReport | Check]:
-    """Prunes every block in turn, and then makes joint steps on the last ones, or all of them.
+    """Prunes every block in turn, makes joint steps on the last ones, or all of them, and measures the predictions.
 
     Memory holds one block's weights, its second moments and the streams; it also holds the pruned blocks that joint
     steps change, and the stream before these.
@@ -138,7 +138,9 @@ def prune(
         del params, small, block
         memory.return_scraps()
     if run.joint is None or tail is None:
-        return [*reports]
+        check = joint.check_without_steps(run, dense.outer, pair)
+        report(check, True)
+        return [*reports, check]
     steps = joint.make_steps(run, dense.outer, tail, joint.ends(run, pair), entering, store, report, watch)
     del pair, tail  # the steps let go what they need no more
     return [*reports, *steps]

@@ -32,11 +32,6 @@ larger one generalises better from little text ("Target" in ``docs/method.md``).
 _CORRECTION = {"alternate": 0.5}
 """Share of the errors of earlier blocks that an MLP also corrects, by update; all of them elsewhere."""
 
-_TEXT_WEIGHT = 7 / 3
-"""Default weight of the text's own tokens in joint steps, relative to the fraction that is removed: they pull the
-predictions away from the dense model's, the more so the less there is to repair.
-"""
-
 _MULTIPLES = ((8192, 64), (1024, 8))
 """What the kept width of MLPs with at least this many channels is a multiple of, so that devices have whole tiles."""
 
@@ -154,15 +149,12 @@ def resolve(
     pruned = pruned_config(config, settings)
     passes = 0.0 if update != "alternate" else _passes(config, settings, count * length)
     last = min(settings.joint_last or effort.last or config.layers, config.layers)
-    removed = max(settings.sparsity, settings.attention_sparsity)
-    weight = settings.joint_text_weight
     steps = max(1, round(effort.round_passes * count * length / _STEP_TOKENS))
     rounds = RoundSchedule(settings.rounds, steps, min(_STEP_TOKENS, count * length), _STEP_RATE)
     settings = settings.replace(
         round_to=multiple_of(settings, config.intermediate),
         joint_passes=passes,
         joint_last=last,
-        joint_text_weight=min(effort.text_weight, _TEXT_WEIGHT * removed) if weight is None else weight,
     )
     reading = max(1, round(passes * fitted_of(count, settings.held_out))) if passes else 0
     fitted, held_out = _divided(tokens, settings, reading)
@@ -174,6 +166,17 @@ def resolve(
         joint=_joint_schedule(config, settings, reading, held_out.real or fitted.real, length) if reading else None,
         dtype=dtype,
     )  # fmt: skip
+
+
+def sequences_read(config: DecoderConfig, shape: tuple[int, int], settings: PruneSettings) -> int:
+    """Returns how many different sequences a run reads if there are enough: those asked for, and those of joint steps.
+
+    ``shape`` is the number of sequences that are asked for, and that of tokens in each.
+    """
+    count, length = shape
+    passes = 0.0 if update_used(settings) != "alternate" else _passes(config, settings, count * length)
+    fitted = fitted_of(count, settings.held_out)
+    return count - fitted + max(fitted, round(passes * fitted))
 
 
 def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> float:

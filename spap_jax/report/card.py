@@ -57,6 +57,7 @@ _UPDATES = {
 }
 _ROUNDS = ", and their weights were recovered by alternating minimisation"
 _STEPS = "; then {count} optimizer steps brought the predictions of the whole model nearer to those of the dense one"
+_ADAPTED = ", and adapted it to the calibration text"
 
 
 _HEADS = ", {heads.after} of {heads.before} attention heads and {groups.after} of {groups.before} key/value heads"
@@ -118,6 +119,10 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
     if size := report.extras.bytes:
         counts["bytes of weights"] = size
     rows = [(name, f"{count.before:,}", f"{count.after:,}") for name, count in counts.items()]
+    if check := report.kept_check:
+        rows.append((f"divergence on {report.judged} tokens, nats", "0", f"{check.held_out:.4f}"))
+        if check.agreement is not None:
+            rows.append((f"same most likely token on {report.judged} tokens", "100 %", share_text(check.agreement)))
     if measured := report.extras.perplexity:
         rows.append((f"perplexity on {measured.data}", f"{measured.before:.3f}", f"{measured.after:.3f}"))
     return _TEXT.format(
@@ -145,7 +150,7 @@ def _recovered(report: PruneReport) -> str:
     rounds = any(layer.rounds for layer in report.layers)
     steps = max((check.step for check in report.joint if check.taken), default=0)
     said = _UPDATES[report.method.update]
-    return said.format(more=_ROUNDS * rounds + _STEPS.format(count=steps) * bool(steps))
+    return said.format(more=_ROUNDS * rounds + (_STEPS.format(count=steps) + _ADAPTED * report.adapted) * bool(steps))
 
 
 def _loaders(report: PruneReport, fewer_heads: bool) -> str:

@@ -97,7 +97,7 @@ def plots(report: PruneReport) -> list[Plot]:
         attention = [layer.attention for layer in report.layers if layer.attention]
         if len(attention) == len(report.layers):
             found.append(errors(report.layers, attention, "attention"))
-        if report.joint:
+        if len(report.joint) > 1:
             found.append(losses(report.joint, report.judged))
         return [*found, channels(report)]
 
@@ -181,8 +181,8 @@ def kept_share(layer: LayerReport, width: int, size: int) -> np.ndarray:
 
 
 def losses(checks: Sequence[Check], judged: str) -> Plot:
-    """Plots the loss over the joint steps: of each step, and on held-out (or else calibration) tokens."""
-    figure, axes = _panel("joint step", "loss against the original, nats")
+    """Plots the divergence on held-out (or else calibration) tokens over the joint steps, and the loss of each step."""
+    figure, axes = _panel("joint step", "divergence, nats")
     each = [loss for check in checks for loss in check.losses]
     axes.plot(range(1, len(each) + 1), each, color=MUTED, linewidth=0.6, label="each step")
     steps, found = [check.step for check in checks], [check.held_out for check in checks]
@@ -199,8 +199,8 @@ def losses(checks: Sequence[Check], judged: str) -> Plot:
         "losses",
         "How close the predictions are to the original's",
         "Joint steps adjust the weights of many blocks together; lower is better. The weights with the lowest "
-        f"loss on {judged} tokens are kept, here those of step {last.step}. The loss went {fall}.",
-        f"Loss over the joint steps: {fall}.",
+        f"divergence on {judged} tokens are kept, here those of step {last.step}. It went {fall}.",
+        f"Divergence over the joint steps: {fall}.",
         figure,
     )
 

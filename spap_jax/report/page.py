@@ -31,6 +31,7 @@ class Table:
 
 
 HEADLINES = {
+    "divergence from the original": "Divergence",
     "perplexity": "Perplexity",
     "perplexity by training": "Perplexity by training",
     "weights on disk": "Size on disk",
@@ -54,7 +55,7 @@ def render(run: RunReports, plots: Sequence[Plot]) -> str:
         notes=_notes(run),
         plots=[(plot, base64.b64encode(plot.drawn("svg")).decode()) for plot in plots],
         numbers=numbers,
-        tables=[layers(report), *([joint(report)] if report.joint else [])],
+        tables=[layers(report), *([joint(report)] if len(report.joint) > 1 else [])],
         facts=_facts(run),
         pairs={
             "Settings": [(name, value_text(value)) for name, value in report.settings.items()],
@@ -93,6 +94,8 @@ def _notes(run: RunReports) -> list[str]:
         if measured
         else "Perplexity was not measured; spap prune --eval DATA measures it before and after pruning."
     ]
+    if run.pruned.adapted:
+        notes.append("Adapted to the text: the joint steps also learnt the calibration text's next tokens.")
     if trained:
         on = f"; its perplexity is of {trained.extras.perplexity.data}" if trained.extras.perplexity else ""
         notes.append(
@@ -136,6 +139,11 @@ def before_and_after(run: RunReports) -> Table:
     rows = [_row(name, change, count_text) for name, change in counts.items()]
     if extras.bytes:
         rows.append(_row("weights on disk", extras.bytes, bytes_text))
+    if check := run.pruned.kept_check:
+        on = f"on {run.pruned.judged} tokens"
+        rows.append((f"divergence from the original, {on}", "0", f"{decimals(check.held_out)} nats", NOTHING))
+        if check.agreement is not None:
+            rows.append((f"same top token, {on}", "100 %", share_text(check.agreement), NOTHING))
     if extras.perplexity:
         rows.append(_row("perplexity", extras.perplexity, decimals))
     if run.trained and run.trained.extras.perplexity:
@@ -204,16 +212,17 @@ def joint(report: PruneReport) -> Table:
             count_text(check.tokens),
             decimals(fmean(check.losses)) if check.losses else NOTHING,
             decimals(check.held_out),
+            NOTHING if check.agreement is None else share_text(check.agreement),
             "yes" if check.taken else "no",
         )
         for check in report.joint
     ]
     note = (
-        "What is lost against the original's predictions, in nats per token: of the steps since the row above, and "
-        f"on {report.judged} tokens. It is the mean of their KL divergence and of the rise in log-perplexity, the "
-        "latter with the weight `joint_text_weight`."
+        "Nats per token: the mean loss of the steps since the row above, and the KL divergence from the original's "
+        f"predictions on {report.judged} tokens. Same top token: how often the most likely token is the original's."
     )
-    return Table("The joint steps in numbers", ("steps", "tokens", "in the steps", report.judged, "kept"), rows, note)
+    columns = ("steps", "tokens", "in the steps", report.judged, "same top token", "kept")
+    return Table("The joint steps in numbers", columns, rows, note)
 
 
 def side_by_side(runs: Sequence[RunReports]) -> Table:

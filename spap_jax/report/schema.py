@@ -115,11 +115,11 @@ class Check:
     Attributes:
         tokens: Number of tokens in these steps.
         losses: Training loss of every step since the previous check, on its own batch and before its update.
-        held_out: Loss on the held-out sequences; on the training sequences if none are held out.
-        taken: Whether this loss is the lowest so far, so that these weights are kept.
+        held_out: KL(teacher || model), or without a teacher the loss of the next token, on the held-out sequences; on
+            the training sequences if none are held out.
+        taken: Whether this is the lowest so far, so that these weights are kept.
         seconds: Duration of the steps since the previous check, and of the check.
-        divergence: KL(teacher || model) on the held-out sequences; None without a teacher.
-        agreement: Fraction of the predictions whose most likely token is the teacher's; None likewise.
+        agreement: Fraction of the predictions whose most likely token is the teacher's; None without one.
     """
 
     step: Count
@@ -128,7 +128,6 @@ class Check:
     held_out: Number
     taken: bool
     seconds: float
-    divergence: float | None = None
     agreement: float | None = None
 
 
@@ -280,8 +279,7 @@ class PruneReport:
     Attributes:
         settings: Every setting, those that the effort, the model or the calibration text decide with their values.
         sparsity: Fractions of the MLP channels and of the heads that were removed, and those requested.
-        joint: The measurements of the joint steps: what the pruned model's predictions lose against the dense model's;
-            the first is from before any step.
+        joint: How far the pruned model's predictions are from the dense model's: before any joint step, and after some.
         advice: Advice if some of the work had no effect: a sentence each, without full stop.
     """
 
@@ -307,7 +305,8 @@ class PruneReport:
         """Time by phase, summed over all layers."""
         phases = dict.fromkeys(phase for layer in self.layers for phase in layer.seconds)
         found = {phase: sum(layer.seconds.get(phase, 0.0) for layer in self.layers) for phase in phases}
-        return found | ({"joint steps": sum(check.seconds for check in self.joint)} if self.joint else {})
+        measured = {"joint steps" if len(self.joint) > 1 else "divergence": sum(check.seconds for check in self.joint)}
+        return found | (measured if self.joint else {})
 
     @property
     def one_width(self) -> bool:
@@ -323,6 +322,16 @@ class PruneReport:
     def judged(self) -> str:
         """Which tokens joint steps are measured on: "held-out" ones, or "calibration" if none are held out."""
         return "held-out" if all(layer.held_out for layer in self.layers) else "calibration"
+
+    @property
+    def kept_check(self) -> Check | None:
+        """The measurement of the weights that were kept; None if there was none."""
+        return next((check for check in reversed(self.joint) if check.taken), None)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether joint steps also adapted the weights to the text, beside the dense model's predictions."""
+        return self.settings.get("joint_text_weight", 0) > 0 and len(self.joint) > 1
 
     @property
     def fewer_heads(self) -> Change | None:

@@ -1,8 +1,8 @@
 """The loop of steps: some steps, then a measurement on held-out sequences; the best weights are kept.
 
-It minimises what is lost against a dense model, or the next-token loss. If the loss is then far above that before any
-step, the steps start again from the best weights, half as large. Each stage is the complete state of a run, from which
-another process can go on to the same bits.
+They are judged by the divergence from a teacher if there is one, else by the next-token loss. If that is far above what
+it was before any step, the steps start again from the best weights, half as large. Each stage is the complete state of
+a run, from which another process can go on to the same bits.
 """
 
 import time
@@ -100,7 +100,7 @@ def stages(
         found = Measurement(*map(_number, measure(job._replace(recipe=None), frozen, judged, moved, held_out)))
         taken = not step or found.loss < least  # not if nan
         seconds = time.perf_counter() - clock
-        return Check(step, step * tokens, losses, found.loss, taken, seconds, found.divergence, found.agreement)
+        return Check(step, step * tokens, losses, found.loss, taken, seconds, found.agreement)
 
     clock = time.perf_counter()  # the first measurement's time includes the largest compilation
     restored = restore(_described((begin(job, start), start)))

@@ -96,13 +96,11 @@ class Measurement(NamedTuple):
     """Means over the predictions that count, [] each, on the devices or as numbers.
 
     Attributes:
-        loss: What the steps minimise, in nats.
-        divergence: KL(teacher || model) in nats; None without a teacher or target.
-        agreement: Fraction of the predictions whose most likely token is the teacher's; None likewise.
+        loss: KL(teacher || model) in nats; without a teacher or target, the loss of the next token.
+        agreement: Fraction of the predictions whose most likely token is the teacher's; None without a teacher.
     """
 
     loss: Any
-    divergence: Any = None
     agreement: Any = None
 
 
@@ -168,11 +166,7 @@ def measure(job: Job, frozen: Frozen, sequences: Sequences, moved: Params, rows:
     zeros = loss.Comparison(*jnp.zeros(4)) if targeted else jnp.float32(0)
     total = jax.lax.scan(add, zeros, rows)[0]
     mean = jax.tree.map(lambda a: a / _predictions(sequences, rows), total)
-    if not targeted:
-        return Measurement(mean)
-    share = job.text_weight
-    value = (1 - share) * mean.divergence + share * (mean.loss - mean.teacher_loss)
-    return Measurement(value, mean.divergence, mean.agreement)
+    return Measurement(mean.divergence, mean.agreement) if targeted else Measurement(mean)
 
 
 def _predictions(sequences: Sequences, rows: jax.Array) -> jax.Array:

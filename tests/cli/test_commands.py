@@ -58,7 +58,7 @@ class TestPruneOfTheBundledModel:
         assert re.search(r"seconds: .*; peak memory .*B", said.out)
         assert "pruning on the CPU ..." in said.err.splitlines()
         assert "layer 6/6  held-out error: chosen " in said.err
-        assert "step 2/2  held-out loss 0." in said.err
+        assert "step 2/2  held-out divergence 0." in said.err
         assert said.err.splitlines()[-1] == f"wrote {stories}"
 
     def test_the_files(self, stories: Path):
@@ -107,6 +107,18 @@ class TestPruneOfTheBundledModel:
         assert read["perplexity"] == pytest.approx(report["extras"]["perplexity"]["after"], rel=1e-5)
         assert "windows of 64 tokens" in said.err
         assert said.out.startswith(f"perplexity {read['perplexity']:.4f}  (")
+
+    def test_eval_against_the_dense_model(self, stories: Path, judged: Path, tmp_path: Path, capsys):
+        found = tmp_path / "found.json"
+        words = ("eval", stories, "--dense", STORIES, "--data", judged, "--json", found)
+        said = spap(capsys, *words)
+        assert said.code == 0, said.err
+        read = json.loads(found.read_text())
+        dense, pruned = spap_jax.load(STORIES), spap_jax.load(stories)
+        tokens = spap_jax.load_tokens(judged, tokenizer=STORIES, sequence_length=64, sequences=None, role="evaluation")
+        assert read["divergence"] == pytest.approx(spap_jax.divergence(dense, pruned, tokens), rel=1e-5)
+        assert read["dense_perplexity"] == pytest.approx(spap_jax.perplexity(dense, tokens), rel=1e-5)
+        assert f"divergence {read['divergence']:.4f}" in said.out
 
     def test_bench_of_two_models(self, stories: Path, tmp_path: Path, capsys):
         file = tmp_path / "found.json"

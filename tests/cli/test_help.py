@@ -12,7 +12,8 @@ from spap_jax.cli.app import BASIC, FURTHER, app
 
 COMMANDS = [name for name in app if not name.startswith("-")]
 NO_EFFECT = (
-    "eval prompts json coordinator processes process_id data tasks task_path task_data other teacher mesh finetune"
+    "eval prompts json coordinator processes process_id data dense tasks task_path task_data other teacher mesh "
+    "finetune"
 )
 """Options that have no effect unless they are given."""
 

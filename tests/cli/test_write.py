@@ -67,6 +67,27 @@ def test_the_file_calibrates(tmp_path: Path, capsys):
     assert said.code == 0, said.err
 
 
+def test_without_data_the_model_writes_its_own_once(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
+    words = ("prune", STORIES, *QUICK, "--method", "magnitude", "--output")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 0)
+        assert spap(capsys, *words, tmp_path / "one").code == 130
+    assert spap(capsys, *words, tmp_path / "one").code == 0
+    [file] = (tmp_path / "cache" / "own").iterdir()
+    texts = file.read_text("utf-8").splitlines()
+    assert len(texts) == 18  # a sixteenth more than 16, and one
+    described = json.loads((tmp_path / "one" / "spap_report.json").read_text())["calibration"]["description"]
+    assert described.startswith(f"{file.name}: 16 of ")
+    interrupt(monkeypatch, 0)  # nothing is written any more
+    mixture = f"own:0.5,{CALIBRATION}:0.5"
+    assert spap(capsys, *words, tmp_path / "two", "--data", mixture, "--sparsity", "0.2").code == 0
+    described = json.loads((tmp_path / "two" / "spap_report.json").read_text())["calibration"]["description"]
+    assert f"{file.name}: 8 of " in described
+    assert f"{CALIBRATION.name}: 8 of " in described
+    assert file.read_text("utf-8").splitlines() == texts
+
+
 def test_prompts_are_answered(tmp_path: Path, capsys):
     model, prompts, file = tmp_path / "chat", tmp_path / "prompts.jsonl", tmp_path / "own.jsonl"
     shutil.copytree(STORIES, model)

@@ -21,7 +21,6 @@ from spap_jax.pruning.run import Run
 from spap_jax.settings import EFFORTS, PruneSettings
 
 SETTINGS = PruneSettings(sparsity=0.3, rounds=2, joint_passes=0, batch_tokens=64, held_out=0.25)
-TEXT_WEIGHT = 0.3
 CHANNELS, KEPT = 53, 37
 
 forward = jax.jit(decoder.forward, static_argnames="config")
@@ -93,13 +92,11 @@ def logits(model: Model, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(forward(model.config, model.params, tokens, np.ones(tokens.shape, bool)))
 
 
-def loss(dense: Model, other: Model, tokens: np.ndarray, text_weight: float = TEXT_WEIGHT) -> float:
-    """Compute what is lost against a dense model in nats per token, from logits."""
+def divergence(dense: Model, other: Model, tokens: np.ndarray) -> float:
+    """Compute the divergence from a dense model in nats per token, from logits."""
     wanted, got = (np.asarray(api.logits(model, tokens), np.float64)[:, :-1] for model in (dense, other))
     wanted, got = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (wanted, got))
-    divergence = (np.exp(wanted) * (wanted - got)).sum(-1).mean()
-    rise = np.take_along_axis(wanted - got, tokens[:, 1:, None], axis=-1).mean()
-    return float((1 - text_weight) * divergence + text_weight * rise)
+    return float((np.exp(wanted) * (wanted - got)).sum(-1).mean())
 
 
 def with_mlp(model: Model, **arrays) -> Model:

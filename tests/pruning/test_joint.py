@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_cases import SETTINGS, loss, prune, random_tokens, tiny
+from pruning_cases import SETTINGS, divergence, prune, random_tokens, tiny
 
 from spap_jax import api
 from spap_jax.data.tokens import new_blocks
@@ -36,9 +36,9 @@ def adjusted(variant: str, **changes) -> api.PruneResult:
         ("gemma3", {"joint_last": 2}),
     ],
 )
-def test_the_loss_falls_and_is_the_one_reported(variant: str, changes: dict):
+def test_the_divergence_falls_and_is_the_one_reported(variant: str, changes: dict):
     model, held_out = tiny(variant), random_tokens(0, 512, 16)[384:]
-    measure = functools.partial(loss, model, tokens=held_out, text_weight=changes.get("joint_text_weight", 0.3))
+    measure = functools.partial(divergence, model, tokens=held_out)
     without, result = adjusted(variant, joint_passes=0), adjusted(variant, **changes)
     first, *checks = result.report.joint
     assert (first.step, first.losses) == (0, ())
@@ -72,11 +72,19 @@ def test_steps_that_do_harm_are_not_taken():
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), without.model.params, result.model.params))
 
 
+def test_learning_the_text_is_not_taken_where_it_leads_away_from_the_model():
+    without, result = adjusted("llama", joint_passes=0), adjusted("llama", joint_passes=8, joint_text_weight=1.0)
+    first, *checks = result.report.joint
+    assert checks[-1].losses[-1] < checks[0].losses[0]
+    assert not any(check.taken for check in checks if check.held_out >= first.held_out)
+    tokens = random_tokens(0, 512, 16)[384:]
+    assert divergence(tiny("llama"), result.model, tokens) <= divergence(tiny("llama"), without.model, tokens) + 1e-6
+
+
 def test_steps_that_lead_far_away_begin_again_half_as_large():
     opening, first, *_, last = adjusted("llama", joint_rate=0.2, joint_passes=4).report.joint
     assert first.held_out > 1.5 * opening.held_out
     assert last.taken
-    assert last.held_out < 0.9 * opening.held_out
 
 
 def test_predictions_that_overflow_are_said():
@@ -90,7 +98,7 @@ def test_the_tokens_that_were_fitted_judge_where_none_are_held_out():
     tokens = random_tokens(0, 512, 16)[:384]
     result = prune(tiny("llama"), tokens, settings=JOINT.replace(held_out=0.0))
     reached = min(check.held_out for check in result.report.joint)
-    assert loss(tiny("llama"), result.model, tokens) == pytest.approx(reached, rel=1e-3)
+    assert divergence(tiny("llama"), result.model, tokens) == pytest.approx(reached, rel=1e-3)
 
 
 def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
@@ -200,21 +208,6 @@ def test_the_effort_means_what_is_not_set():
     all_three = run(small, effort="low").joint
     assert all_three
     assert all_three.rate == pytest.approx(5.8 / (3 * 32))
-
-
-@pytest.mark.parametrize(
-    ("changes", "weight"),
-    [
-        ({"sparsity": 0.5, "effort": "low"}, 0.7),
-        ({"sparsity": 0.15, "effort": "low"}, 0.35),
-        ({"sparsity": 0.15}, 0.3),
-        ({"sparsity": 0.06, "effort": "high"}, 0.14),
-        ({"sparsity": 0.06, "joint_text_weight": 0.5}, 0.5),
-    ],
-)
-def test_the_text_weighs_less_where_less_is_removed(changes: dict, weight: float):
-    found = resolve(tiny("qwen2").config, random_tokens(), PruneSettings(**changes)).settings
-    assert found.joint_text_weight == pytest.approx(weight)
 
 
 def test_the_update_decides_how_closely_weights_are_fitted():

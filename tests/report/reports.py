@@ -52,7 +52,7 @@ def layer(index: int, width: int, keep: int, held_out: bool) -> LayerReport:
 def check(number: int) -> Check:
     taken = number % 3 != 1
     losses = (0.9, 0.8) if number else ()
-    return Check(2 * number, 2000 * number, losses, 0.88 - 0.01 * number if taken else 0.95, taken, 2.5)
+    return Check(2 * number, 2000 * number, losses, 0.88 - 0.01 * number if taken else 0.95, taken, 2.5, 0.75)
 
 
 def written(layers: int = 3, checks: int = 6, held_out: bool = True, width: int = 40, keep: int = 25) -> PruneReport:

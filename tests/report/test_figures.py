@@ -65,13 +65,13 @@ def test_losses(tmp_path: Path) -> None:
     assert path == ([0, 2, 4, 6, 8, 10], [check["held_out"] for check in checks])
     assert taken == ([0, 4, 6, 10], [checks[place]["held_out"] for place in (0, 2, 3, 5)])
     assert refused == ([2, 8], [0.95, 0.95])
-    assert "kept, here those of step 10. The loss went from 0.8800 to 0.8300 nats per token" in plot.caption
+    assert "kept, here those of step 10. It went from 0.8800 to 0.8300 nats per token" in plot.caption
 
 
 def test_losses_on_the_text_that_was_fitted_are_not_called_held_out(tmp_path: Path) -> None:
     report_of = pruned(tmp_path, report(held_out=False))
     plot = by_name(report_of)["losses"]
-    assert "The weights with the lowest loss on calibration tokens are kept" in plot.caption
+    assert "The weights with the lowest divergence on calibration tokens are kept" in plot.caption
     table = page.joint(report_of)
     assert "calibration" in table.columns
     assert "on calibration tokens" in table.note

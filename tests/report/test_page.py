@@ -54,6 +54,8 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
         ["MLP parameters", "765 432", "2 500", f"{MINUS}99.7 %"],
         ["MLP channels, all layers", "120", "75", f"{MINUS}37.5 %"],
         ["weights on disk", "4.94 MB", "100 kB", f"{MINUS}98.0 %"],
+        ["divergence from the original, on held-out tokens", "0", "0.8300 nats", DASH],
+        ["same top token, on held-out tokens", "100 %", "75 %", DASH],
         ["perplexity", "7.1250", "8.8750", "+24.6 %"],
     ]
     for row, layer in zip(layers[1:], tree["layers"], strict=True):
@@ -63,7 +65,7 @@ def test_the_numbers_of_a_run(tmp_path: Path) -> None:
     for row, check in zip(joint[1:], tree["joint"], strict=True):
         mean = f"{np.mean(check['losses']):.4f}" if check["losses"] else DASH
         numbers = [str(check["step"]), f"{check['tokens']:,}".replace(",", " "), mean, f"{check['held_out']:.4f}"]
-        assert row == [*numbers, "yes" if check["taken"] else "no"]
+        assert row == [*numbers, "75 %", "yes" if check["taken"] else "no"]
     assert "Every layer keeps 25 of 40 MLP channels." in look.text
     some = ("owner/model", "LlamaForCausalLM", "some text (17 sequences of 64 tokens)", "other text", "988 MB")
     assert all(shown in look.text for shown in (*some, "more text would help", f"{sum(tree['seconds'].values()):.1f}:"))
@@ -80,6 +82,7 @@ def test_it_begins_with_the_result(tmp_path: Path) -> None:
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert re.findall(r'<div><dt>(.*?)</dt><dd>(.*?)</dd><dd class="detail">(.*?)</dd></div>', text) == [
+        ("Divergence", "0.8300 nats", "0 → 0.8300 nats"),
         ("Perplexity", "+24.6 %", "7.1250 → 8.8750"),
         ("Size on disk", f"{MINUS}98.0 %", "4.94 MB → 100 kB"),
         ("Parameters", f"{MINUS}98.0 %", "1 234 567 → 25 000"),

@@ -1,7 +1,5 @@
 """Training and joint steps on text with a mask: the predictions of its tokens count, and no others."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +43,7 @@ def test_recovery_training(teacher: str | None):
 
 def test_joint_steps():
     """The prediction after the last token, which counts without a mask, is of no token and so not of the mask's."""
-    steps: Any = {"joint_passes": 1, "joint_text_weight": 0}
-    settings = PruneSettings(sparsity=0.5, rounds=0, held_out=0.25, batch_tokens=48, **steps)
+    settings = PruneSettings(sparsity=0.5, rounds=0, held_out=0.25, batch_tokens=48, joint_passes=1)
     model = tiny()
     without = spap.prune(model, BLOCKS, settings=settings.replace(joint_passes=0)).model
     first, *_ = spap.prune(model, BLOCKS, settings=settings).report.joint

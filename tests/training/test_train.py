@@ -35,7 +35,6 @@ def test_before_any_step_the_model_is_as_it_was(settings: FinetuneSettings, dtyp
 def test_before_any_step_the_loss_with_a_teacher_is_the_divergence():
     stage = next(finetune.finetune_stages(tiny(), counting(), dense(), SETTINGS))
     assert stage.checks[0].held_out == pytest.approx(spap.divergence(dense(), tiny(), HELD_OUT), rel=1e-5)
-    assert stage.checks[0].divergence == stage.checks[0].held_out
     agreement = compare(dense(), tiny(), HELD_OUT).agreement
     assert stage.checks[0].agreement == pytest.approx(agreement, abs=1e-6)
 
