@@ -17,7 +17,7 @@ from spap_jax.data.tokens import TokenBlocks, load_tokens, new_blocks, warn_of_r
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.inspect import divergence, logits, loss, perplexity
-from spap_jax.evaluation.writing import LENGTH, SEQUENCES, settings_for, write
+from spap_jax.evaluation.writing import settings_for, write
 from spap_jax.models import DecoderConfig
 from spap_jax.models.blocks import get_layer
 from spap_jax.models.model import UNKNOWN, Model, checked
@@ -29,12 +29,12 @@ from spap_jax.pruning.inspect import hidden, moments
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
 from spap_jax.pruning.prune_report import new_report
-from spap_jax.pruning.run import Dense, sequences_read, warn_of_settings
+from spap_jax.pruning.run import Dense, warn_of_settings
 from spap_jax.pruning.widths import check_allocation, choose_widths
 from spap_jax.quantities import change_text
 from spap_jax.report.card import converted_files, pruned_files, trained_files
 from spap_jax.report.schema import Change, Check, Extras, FinetuneReport, LayerReport, PruneReport
-from spap_jax.settings import FinetuneSettings, PruneSettings
+from spap_jax.settings import LENGTH, SEQUENCES, FinetuneSettings, PruneSettings
 from spap_jax.training.finetune import run
 from spap_jax.training.loop import Stage
 
@@ -109,7 +109,7 @@ def prune(
     Args:
         model: A model from ``load``, or the model of an earlier result.
         tokens: Calibration token ids [B, T], or the result of ``load_tokens``. By default the model writes its own, as
-            ``write`` does: 128 sequences of up to 512 tokens, and more for joint steps.
+            ``write`` does: 128 sequences of up to 512 tokens.
         settings: Pruning settings; by default ``PruneSettings()``.
         progress: Whether to show progress on standard error; by default it is shown in a terminal and in a notebook. A
             function is called instead, with the report of every layer once it is pruned, and with every measurement in
@@ -125,7 +125,7 @@ def prune(
     model = checked(model)
     config = model.config
     settings = (settings or PruneSettings()).replace(**changes)
-    tokens = _checked(_own_tokens(model, settings, devices) if tokens is None else tokens, config)
+    tokens = _checked(_own_tokens(model, devices) if tokens is None else tokens, config)
     warn_of_repetition(token_blocks(tokens, config), "the calibration data")
     _check_finite(model)
     check_allocation(config, settings, model_devices)
@@ -148,13 +148,12 @@ def prune(
     return PruneResult(_told(smaller, pruned_files(report)), report)
 
 
-def _own_tokens(model: Model, settings: PruneSettings, devices: int | None) -> TokenBlocks:
+def _own_tokens(model: Model, devices: int | None) -> TokenBlocks:
     """Lets a model write what it is calibrated on."""
-    shape = SEQUENCES, min(LENGTH, model.config.positions)
-    wanted = settings_for(model, sequences_read(model.config, shape, settings), shape[1])
-    rows = write(model, settings=wanted, devices=devices)
+    length = min(LENGTH, model.config.positions)
+    rows = write(model, settings=settings_for(model, SEQUENCES, length), devices=devices)
     named = model.source.folder or model.source.name
-    return load_tokens(rows, tokenizer=named, sequence_length=shape[1], sequences=shape[0], role="calibration")
+    return load_tokens(rows, tokenizer=named, sequence_length=length, sequences=SEQUENCES, role="calibration")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

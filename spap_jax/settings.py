@@ -19,6 +19,9 @@ Remat = Literal["full", "dots"]
 OWN = "own"
 """Name of data: the text that the model of a command writes itself."""
 
+SEQUENCES, LENGTH = 128, 512
+"""Number of texts that a model writes, and of tokens in each, if nothing says otherwise."""
+
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 NotNegative = Annotated[float, Meta(ge=0, lt=2.0**100)]

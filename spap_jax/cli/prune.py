@@ -11,7 +11,7 @@ from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
 from spap_jax.cli.texts import Texts, chosen_length, perplexity_of
 from spap_jax.cli.write import with_own_text
 from spap_jax.errors import UserError
-from spap_jax.settings import OWN, PruneSettings
+from spap_jax.settings import LENGTH, OWN, PruneSettings
 from spap_jax.storage.location import check_name, is_address
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def prune(
         sparsity: Fraction of the MLP channels to remove; several, as in 0.1,0.2, make OUTPUT/sparsity-0.1 and so on.
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
         sequences: Number of calibration sequences, drawn at random.
-        sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
+        sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048, or
+            512 of own text.
         bos: Begin each sequence with the beginning-of-text token. By default only for Gemma, which needs it.
         overwrite: Replace the output, if it holds only files that spap wrote.
         resume: Go on with an interrupted run of the same command; --no-resume discards it and starts over.
@@ -104,7 +105,7 @@ def prune(
     from spap_jax.parallel.processes import barrier, is_leader
     from spap_jax.planning.plan import run_that_fits
     from spap_jax.progress import PruningProgress
-    from spap_jax.pruning.run import Dense, pruned_config, sequences_read, warn_of_settings
+    from spap_jax.pruning.run import Dense, pruned_config, warn_of_settings
     from spap_jax.pruning.widths import check_allocation
 
     wanted = outputs(output, sparsity, settings)
@@ -125,9 +126,10 @@ def prune(
             _check_room(one, reader, config)
             check_allocation(reader.config, one.settings, model_devices)
             warn_of_settings(reader.config, one.settings)
-        shape = sequences, chosen_length(sequence_length, reader.config)
-        read = max(sequences_read(reader.config, shape, one.settings) for one in wanted)
-        data = with_own_text(data, model, read, shape[1], devices, model_devices)
+        if data == OWN:
+            sequence_length = sequence_length or min(LENGTH, reader.config.positions)
+        length = chosen_length(sequence_length, reader.config)
+        data = with_own_text(data, model, sequences, length, devices, model_devices)
         with use_mesh(devices, model_devices), quick_compilation(), one_blas_thread():
             console.say_devices("pruning")
             jointly = settings.joint_passes != 0

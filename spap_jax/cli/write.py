@@ -117,7 +117,7 @@ def with_own_text(
     Args:
         data: The data of a command, or a mixture.
         model: The checkpoint that writes.
-        sequences: Number of sequences that the run reads of all the data.
+        sequences: Number of sequences that are drawn from all the data.
         length: Tokens in each.
 
     Raises:

@@ -21,10 +21,7 @@ from spap_jax.models.model import Model, checked
 from spap_jax.numerics import generation_dtype
 from spap_jax.parallel.mesh import data_size, use_mesh
 from spap_jax.parallel.placement import bytes_of, shard_params
-from spap_jax.settings import WriteSettings
-
-SEQUENCES, LENGTH = 128, 512
-"""Number of texts, and of tokens written in each, if neither settings nor prompts nor positions say otherwise."""
+from spap_jax.settings import LENGTH, SEQUENCES, WriteSettings
 
 Row = dict[str, Any]
 """A row of a data set: a "text", or the "messages" of a conversation."""

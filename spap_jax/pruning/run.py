@@ -40,7 +40,7 @@ _JOINT_RATE = 5.8
 the further one step moves the predictions.
 """
 
-_TAIL_RATE, _TAIL_LIMIT = 0.12, 0.004
+_TAIL_RATE, _TAIL_LIMIT = 0.06, 0.002
 """The largest joint step on the last g blocks alone, times the square root of the width and g^(2/3), and its limit."""
 
 _STEP_TOKENS, _STEP_RATE = 2048, 0.03
@@ -166,17 +166,6 @@ def resolve(
         joint=_joint_schedule(config, settings, reading, held_out.real or fitted.real, length) if reading else None,
         dtype=dtype,
     )  # fmt: skip
-
-
-def sequences_read(config: DecoderConfig, shape: tuple[int, int], settings: PruneSettings) -> int:
-    """Returns how many different sequences a run reads if there are enough: those asked for, and those of joint steps.
-
-    ``shape`` is the number of sequences that are asked for, and that of tokens in each.
-    """
-    count, length = shape
-    passes = 0.0 if update_used(settings) != "alternate" else _passes(config, settings, count * length)
-    fitted = fitted_of(count, settings.held_out)
-    return count - fitted + max(fitted, round(passes * fitted))
 
 
 def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> float:

@@ -203,7 +203,7 @@ def test_the_effort_means_what_is_not_set():
     assert low.rounds
     assert default.rounds
     assert (low.rounds.steps, default.rounds.steps) == (16, 64)
-    assert low.joint.rate == pytest.approx(0.12 / (24 * 3 ** (2 / 3)))
+    assert low.joint.rate == pytest.approx(0.06 / (24 * 3 ** (2 / 3)))
     assert default.joint.rate == pytest.approx(5.8 / (30 * 576))
     all_three = run(small, effort="low").joint
     assert all_three
