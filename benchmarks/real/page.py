@@ -29,8 +29,8 @@ def markdown(rows: Sequence[Row], command: str, pictures: Sequence[str]) -> str:
         f"```\n{command}\n```\n",
         f"and edits are lost; every number is in `results.jsonl`. The dense model has {first.parameters[0]:,} "
         f"parameters, and its perplexity is {dense}. {_origin(first.model)}*Divergence*: KL from the dense model, nats "
-        f"per token. *Ratio*: divergence over that of the best of {', '.join(peers) or 'the peers'} that were run at the "
-        "same sparsity. Each row is one command as a user types it.\n",
+        f"per token. *Ratio*: divergence over that of the best of {', '.join(peers) or 'the peers'} that were run at "
+        "the same sparsity. Each row is one command as a user types it.\n",
         *(f"![{name}]({name})\n" for name in pictures),
     ]
     for sparsity in sorted({row.sparsity for row in rows}, key=_interest):
