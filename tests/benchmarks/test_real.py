@@ -100,7 +100,7 @@ def test_any_sparsity_has_its_table_those_of_wide_interest_first(tmp_path: Path)
 def test_without_a_peer_there_is_nothing_to_draw(tmp_path: Path):
     rows = [row("spap", 12.0)]
     assert draw(tmp_path, rows) == []
-    assert "over that of the best of the peers, of those" in markdown(rows, "python", [])
+    assert "over that of the best of the peers that" in markdown(rows, "python", [])
 
 
 def test_texts_of_the_same_name_are_refused():
