@@ -152,8 +152,7 @@ class PruningProgress:
         else:
             kind, done, seconds = "step", report.step, report.seconds
             where = f"step {done}/{self._pieces[kind]}" if self._pieces[kind] else "no joint steps"
-            same = f"same top token {percent_text(report.agreement or 0)}"
-            lines = [f"{where}  {self._tokens} divergence {report.held_out:.4f}, {same}"]
+            lines = [f"{where}  {self._tokens} {report.words}"]
             lines[0] += "" if report.taken else ", not kept"
         self._reach(kind, done, None if fresh else seconds)
         for line in lines[:-1]:
@@ -248,7 +247,7 @@ def training(
 
         def watch(check: Check) -> None:
             words = f"loss {sum(check.losses) / len(check.losses):.4f}, " if check.losses else ""
-            words += f"held out {check.held_out:.4f}" + ("" if check.taken else ", not kept")
+            words += f"held-out {check.words}" + ("" if check.taken else ", not kept")
             time_left = left("step", check.step, steps)
             display.print(f"step {check.step}/{steps}  {words}", time_left)
             display.show("step", check.step, steps, time_left)

@@ -137,10 +137,10 @@ def test_how_far_training_is():
             run.now += seconds
             watch(Check(step, step, (2.0,) if step else (), 1.5, step < 100, 0.1))
     assert run.printed().splitlines() == [
-        "step 0/100  held out 1.5000",
-        "step 25/100  loss 2.0000, held out 1.5000",
-        "step 50/100  loss 2.0000, held out 1.5000, about 60 s left",
-        "step 100/100  loss 2.0000, held out 1.5000, not kept",
+        "step 0/100  held-out loss 1.5000",
+        "step 25/100  loss 2.0000, held-out loss 1.5000",
+        "step 50/100  loss 2.0000, held-out loss 1.5000, about 60 s left",
+        "step 100/100  loss 2.0000, held-out loss 1.5000, not kept",
     ]
 
 

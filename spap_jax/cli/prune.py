@@ -129,7 +129,9 @@ def prune(
         if data == OWN:
             sequence_length = sequence_length or min(LENGTH, reader.config.positions)
         length = chosen_length(sequence_length, reader.config)
-        data = with_own_text(data, model, sequences, length, devices, model_devices)
+        sharers = model_devices if model_devices > 1 else None  # a model that writes needs room for all its weights
+        writer = reader.model(checkpoint.as_stored)
+        data = with_own_text(data, writer, reader.fingerprint(), sequences, length, devices, sharers)
         with use_mesh(devices, model_devices), quick_compilation(), one_blas_thread():
             console.say_devices("pruning")
             jointly = settings.joint_passes != 0
@@ -371,9 +373,10 @@ def _summary(report: "PruneReport") -> None:
     rows = [row(name, count, count_text) for name, count in counts.items()]
     if extras.bytes:
         rows.append(row("weights on disk", extras.bytes, bytes_text))
-    if check := report.kept_check:
+    if check := report.kept:
         rows.append((f"divergence, {report.judged} tokens", "0", f"{check.held_out:.4f}", ""))
-        rows.append((f"same top token, {report.judged} tokens", "100 %", percent_text(check.agreement or 0), ""))
+        if check.agreement is not None:
+            rows.append((f"same top token, {report.judged} tokens", "100 %", percent_text(check.agreement), ""))
     if extras.perplexity:
         rows.append(row("perplexity", extras.perplexity, "{:.4f}".format))
     console.table(f"{model.name}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)

@@ -49,6 +49,7 @@ def write(
         settings: How to write.
     """
     from spap_jax import checkpoint
+    from spap_jax.checkpoint.fingerprint import fingerprint
     from spap_jax.cli.console import out
     from spap_jax.cli.downloads import fetch_data, fetch_models
     from spap_jax.evaluation.writing import prepare
@@ -59,16 +60,9 @@ def write(
     fetch_models(model)
     loaded = checkpoint.load(model, checkpoint.as_stored)
     writing = prepare(loaded, settings, data, prompts)
-    done = write_to(output, loaded, writing, identity(model, writing), devices, model_devices)
+    run = writing.digest(fingerprint(checkpoint.locate(model)))
+    done = write_to(output, loaded, writing, run, devices, model_devices)
     out.print(f"{output} holds {done} {'conversations' if writing.conversations else 'texts'}")
-
-
-def identity(model: str, writing: "Writing") -> str:
-    """Returns a short hash of the weights and of all else that decides on the rows, except their number."""
-    from spap_jax import checkpoint
-    from spap_jax.checkpoint.fingerprint import fingerprint
-
-    return writing.digest(fingerprint(checkpoint.locate(model)))
 
 
 def write_to(
@@ -77,7 +71,7 @@ def write_to(
     """Adds the rows that a file lacks, with progress, and returns how many it holds.
 
     Args:
-        run: The hash of `identity`, which stands in each row.
+        run: The hash of ``Writing.digest``, which stands in each row.
 
     Raises:
         UserError: the file holds something else.
@@ -108,7 +102,13 @@ def write_to(
 
 
 def with_own_text(
-    data: str, model: str, sequences: int, length: int, devices: int | None, model_devices: int | None
+    data: str,
+    model: "Model",
+    weights: str,
+    sequences: int,
+    length: int,
+    devices: int | None,
+    model_devices: int | None,
 ) -> str:
     """Returns data in which the file of what the model has written takes the place of "own"; it is written first.
 
@@ -116,40 +116,39 @@ def with_own_text(
 
     Args:
         data: The data of a command, or a mixture.
-        model: The checkpoint that writes.
+        model: The model that writes.
+        weights: What identifies its weights.
         sequences: Number of sequences that are drawn from all the data.
         length: Tokens in each.
 
     Raises:
-        UserError: the run has several processes, or the model cannot write.
+        UserError: the run has several processes, the model cannot write, or a part of a mixture is too small.
     """
     import jax
 
-    from spap_jax import checkpoint
     from spap_jax.cli.console import err
-    from spap_jax.data.sources import shares_of
+    from spap_jax.data.sources import sequence_counts, shares_of
     from spap_jax.evaluation.writing import prepare, settings_for
     from spap_jax.storage.location import cache, public_name
 
     parts = shares_of(data)
-    share = sum(part.weight for part in parts if part.data == OWN) / sum(part.weight for part in parts)
-    if not share:
+    own = dict(zip((part.data for part in parts), sequence_counts(parts, sequences), strict=True)).get(OWN)
+    if own is None:
         return data
     if jax.process_count() > 1:
         raise UserError(
-            f"several processes cannot write text together: let one do it with spap write {model} --output own.jsonl, "
-            "and give --data own.jsonl."
+            "several processes cannot write text together: let one do it with spap write MODEL --output own.jsonl, and "
+            "give --data own.jsonl."
         )
-    loaded = checkpoint.load(model, checkpoint.as_stored)
-    wanted = settings_for(loaded, share * sequences, length)
-    writing = prepare(loaded, wanted, None, None)
-    run = identity(model, writing)
-    file = cache() / "own" / f"{public_name(model).replace('/', '--')}-{run}.jsonl"
+    wanted = settings_for(model, own, length)
+    writing = prepare(model, wanted, None, None)
+    run = writing.digest(weights)
+    file = cache() / "own" / f"{public_name(model.source.name).replace('/', '--')}-{run}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     err.print(
         f"calibrating on {wanted.sequences} texts that the model writes itself, of {wanted.length} tokens: {file}"
     )
-    write_to(file, loaded, writing, run, devices, model_devices if model_devices and model_devices > 1 else None)
+    write_to(file, model, writing, run, devices, model_devices)
     named = [(str(file) if part.data == OWN else part.data, part.weight) for part in parts]
     return named[0][0] if len(named) == 1 else ",".join(f"{name}:{weight:g}" for name, weight in named)
 

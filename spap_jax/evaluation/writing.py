@@ -99,7 +99,7 @@ def write(
     return rows
 
 
-def settings_for(model: Model, sequences: float, length: int) -> WriteSettings:
+def settings_for(model: Model, sequences: int, length: int) -> WriteSettings:
     """Returns the settings with which a model writes enough text for a number of sequences of ``length`` tokens."""
     each = max(1, min(length, LENGTH, model.config.positions - 1))
     # A sixteenth more, since what was sampled may take fewer tokens when it is read again.

@@ -119,7 +119,7 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
     if size := report.extras.bytes:
         counts["bytes of weights"] = size
     rows = [(name, f"{count.before:,}", f"{count.after:,}") for name, count in counts.items()]
-    if check := report.kept_check:
+    if check := report.kept:
         rows.append((f"divergence on {report.judged} tokens, nats", "0", f"{check.held_out:.4f}"))
         if check.agreement is not None:
             rows.append((f"same most likely token on {report.judged} tokens", "100 %", share_text(check.agreement)))
@@ -148,7 +148,7 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
 def _recovered(report: PruneReport) -> str:
     """Describes how the kept weights make up for the removed ones."""
     rounds = any(layer.rounds for layer in report.layers)
-    steps = max((check.step for check in report.joint if check.taken), default=0)
+    steps = report.kept.step if report.kept else 0
     said = _UPDATES[report.method.update]
     return said.format(more=_ROUNDS * rounds + (_STEPS.format(count=steps) + _ADAPTED * report.adapted) * bool(steps))
 

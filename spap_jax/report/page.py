@@ -139,7 +139,7 @@ def before_and_after(run: RunReports) -> Table:
     rows = [_row(name, change, count_text) for name, change in counts.items()]
     if extras.bytes:
         rows.append(_row("weights on disk", extras.bytes, bytes_text))
-    if check := run.pruned.kept_check:
+    if check := run.pruned.kept:
         on = f"on {run.pruned.judged} tokens"
         rows.append((f"divergence from the original, {on}", "0", f"{decimals(check.held_out)} nats", NOTHING))
         if check.agreement is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from spap_jax.quantities import share_text
+from spap_jax.quantities import percent_text, share_text
 
 FORMAT = 1
 """Version of the JSON formats; incremented when a field changes its name or meaning."""
@@ -129,6 +129,13 @@ class Check:
     taken: bool
     seconds: float
     agreement: float | None = None
+
+    @property
+    def words(self) -> str:
+        """What was measured: "divergence 0.0422, same top token 90.4 %", or without a teacher "loss 2.3012"."""
+        if self.agreement is None:
+            return f"loss {self.held_out:.4f}"
+        return f"divergence {self.held_out:.4f}, same top token {percent_text(self.agreement)}"
 
 
 @dataclass(frozen=True)
@@ -324,7 +331,7 @@ class PruneReport:
         return "held-out" if all(layer.held_out for layer in self.layers) else "calibration"
 
     @property
-    def kept_check(self) -> Check | None:
+    def kept(self) -> Check | None:
         """The measurement of the weights that were kept; None if there was none."""
         return next((check for check in reversed(self.joint) if check.taken), None)
 

@@ -81,7 +81,8 @@ def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *wor
         put, save_state = FolderStore.put, FolderStore.save_state
         patched.setattr(FolderStore, "put", then_interrupting(put, lambda index, layer, report: report))
         patched.setattr(FolderStore, "save_state", then_interrupting(save_state, lambda tree, checks: checks[-1]))
-        assert spap(capsys, *words).code == 130
+        said = spap(capsys, *words)
+    assert said.code == 130, said
 
 
 def sentence(said: Said) -> str:

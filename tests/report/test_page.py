@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from reports import DASH, MINUS, Look, put, report, run, with_fewer_heads
 
+from spap_jax.report.card import model_card
 from spap_jax.report.figures import plots
 from spap_jax.report.page import render, side_by_side
 from spap_jax.report.read import RunReports, read_run
@@ -87,6 +88,22 @@ def test_it_begins_with_the_result(tmp_path: Path) -> None:
         ("Size on disk", f"{MINUS}98.0 %", "4.94 MB → 100 kB"),
         ("Parameters", f"{MINUS}98.0 %", "1 234 567 → 25 000"),
     ]
+
+
+def test_the_divergence_is_that_of_the_weights_that_were_kept(tmp_path: Path) -> None:
+    found = run(tmp_path, report(checks=5))  # of which the last was not taken
+    rows = {row[0].partition(",")[0]: row for row in Look(render(found, [])).tables[0]}
+    assert rows["divergence from the original"][2] == "0.8500 nats"
+    assert "| 0.8500 |" in model_card(found.pruned)
+
+
+@pytest.mark.parametrize(("weight", "said"), [(0.0, False), (0.5, True)])
+def test_a_run_that_learnt_the_text_says_so(weight: float, said: bool, tmp_path: Path) -> None:
+    tree = report()
+    tree["settings"]["joint_text_weight"] = weight
+    found = run(tmp_path, tree)
+    for text in (Look(render(found, [])).text, model_card(found.pruned)):
+        assert bool(re.search("(?i)adapted (it )?to the", text)) == said
 
 
 def test_what_a_run_lacks_is_not_there(tmp_path: Path) -> None:

@@ -45,10 +45,12 @@ def test_joint_steps():
     """The prediction after the last token, which counts without a mask, is of no token and so not of the mask's."""
     settings = PruneSettings(sparsity=0.5, rounds=0, held_out=0.25, batch_tokens=48, joint_passes=1)
     model = tiny()
-    without = spap.prune(model, BLOCKS, settings=settings.replace(joint_passes=0)).model
+    result = spap.prune(model, BLOCKS, settings=settings.replace(joint_passes=0))
     first, *_ = spap.prune(model, BLOCKS, settings=settings).report.joint
+    without, [alone] = result.model, result.report.joint
     expected = spap.divergence(model, without, part(slice(12, None)))
     assert first.held_out == pytest.approx(expected, rel=1e-4)
+    assert (alone.held_out, alone.agreement) == pytest.approx((expected, first.agreement), rel=1e-4)
     assert first.held_out != pytest.approx(spap.divergence(model, without, TOKENS[12:]), rel=1e-2)
 
 
