@@ -13,6 +13,8 @@ from benchmarks import real
 from benchmarks.real import page
 from benchmarks.real.obtain import obtain
 from benchmarks.real.runs import METHODS, SPARSITIES, Row, command_of, perform, row_of
+from benchmarks.real.task_data import obtain_task_data
+from benchmarks.real.zero_shot import Answers, answer
 from benchmarks.shared import command as command_line
 from benchmarks.shared import commit, rows_in, store
 
@@ -32,6 +34,7 @@ def main(
     sequences: int = 128,
     sequence_length: int = 512,
     windows: int = 24,
+    examples: int = 1000,
     work: Path = Path("build/real"),
     output: Path = Path("out/real"),
 ) -> None:
@@ -47,6 +50,7 @@ def main(
         sequences: Number of calibration sequences.
         sequence_length: Tokens in a calibration sequence.
         windows: Windows of up to 2048 tokens of each text; 0 takes all.
+        examples: Examples of each zero-shot task, from its start; 0 leaves the tasks out.
         work: Folder for the models.
         output: Folder for the table; rows that it has are not measured again.
     """
@@ -64,11 +68,20 @@ def main(
         Path(data).stem: spap.load_tokens(data, vocabulary=dense.config.vocabulary, **asked).tokens
         for data in evaluation
     }
-    rows = rows_in(output / "results.jsonl", Row)
+    rows, answers = rows_in(output / "results.jsonl", Row), rows_in(output / "answers.jsonl", Answers)
+    short = Path(name).name
+
+    def ask(command: str, folder: str | Path) -> None:
+        if examples and (short, command, examples) not in {each.key for each in answers}:
+            data = obtain_task_data(work / "tasks")
+            answers.extend(answer(short, command, spap.load(folder), data, examples))
+            store(output / "answers.jsonl", answers)
+
+    ask("", name)
     for cut, way, words in runs:
         command = " ".join(Path(word).name if "/" in word else word for word in words)
-        short = Path(name).name
-        if (short, command, windows, tuple(texts)) in {row.key for row in rows}:
+        measured = (short, command, windows, tuple(texts)) in {row.key for row in rows}
+        if measured and (not examples or (short, command, examples) in {each.key for each in answers}):
             print(f"{cut:.0%}, {way}: measured already, in {output}", flush=True)
             continue
         # A folder is of one commit, command, model and data, since a finished one is not pruned again.
@@ -76,16 +89,20 @@ def main(
         which = "\0".join((commit(), *given))
         folder = work / f"{short}-{cut:g}-{hashlib.sha256(which.encode()).hexdigest()[:8]}"
         perform(name, words, folder)
-        rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, commit()))
-        store(output / "results.jsonl", rows)
-        _write_page(output, [row for row in rows if row.judged_like(rows[-1])])
-        quality = ", ".join(f"{text} {judged.pruned:.2f}" for text, judged in rows[-1].texts.items())
+        if not measured:
+            rows.append(row_of(short, cut, way, command, dense, folder, texts, windows, commit()))
+            store(output / "results.jsonl", rows)
+        ask(command, folder)
+        row = next(row for row in rows if row.key == (short, command, windows, tuple(texts)))
+        alike = [each for each in answers if (each.model, each.limit) == (short, examples)]
+        _write_page(output, [other for other in rows if other.judged_like(row)], alike)
+        quality = ", ".join(f"{text} {judged.pruned:.2f}" for text, judged in row.texts.items())
         print(f"{cut:.0%}, {way}: perplexity {quality}", flush=True)
 
 
-def _write_page(folder: Path, rows: list[Row]) -> None:
+def _write_page(folder: Path, rows: list[Row], answers: list[Answers]) -> None:
     command = command_line("benchmarks.real", sys.argv[1:])
-    text = page.markdown(rows, command, page.draw(folder, rows))
+    text = page.markdown(rows, answers, command, page.draw(folder, rows, answers))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.real.obtain import MODELS
 from benchmarks.real.runs import METHODS, PEERS, SPARSITIES, Row
+from benchmarks.real.zero_shot import COINS, LAMBADA, TASKS, Answers, accuracy, interval
 from benchmarks.shared import table
 
 COLOURS = {"flap": "#444444", "fasp": "#e69f00", "obs": "#56b4e9", "osscar": "#009e73", "obs, more text": "#b3dff5",
@@ -18,8 +19,8 @@ def ratio(row: Row, rows: Sequence[Row], text: str) -> float | None:
     return row.texts[text].divergence / min(peer.divergence for peer in peers) if peers else None
 
 
-def markdown(rows: Sequence[Row], command: str, pictures: Sequence[str]) -> str:
-    """Returns the page of one model's rows."""
+def markdown(rows: Sequence[Row], answers: Sequence[Answers], command: str, pictures: Sequence[str]) -> str:
+    """Returns the page of one model's rows, and of its and their answers to tasks."""
     first, texts = rows[0], list(rows[0].texts)
     peers = [name for name in PEERS if any(row.method == name for row in rows)]
     dense = ", ".join(f"{first.texts[text].dense:.2f} on {text}" for text in texts)
@@ -31,11 +32,17 @@ def markdown(rows: Sequence[Row], command: str, pictures: Sequence[str]) -> str:
         f"parameters, and its perplexity is {dense}. {_origin(first.model)}*Divergence*: KL from the dense model, nats "
         f"per token. *Ratio*: divergence over that of the best of {', '.join(peers) or 'the peers'} that were run at "
         "the same sparsity. Each row is one command as a user types it.\n",
+        *filter(None, [_about_tasks(answers)]),
         *(f"![{name}]({name})\n" for name in pictures),
     ]
     for sparsity in sorted({row.sparsity for row in rows}, key=_interest):
         cut = [row for row in rows if row.sparsity == sparsity]
-        parts += [f"## {sparsity:.0%} of the MLP channels removed\n", _quality(cut, texts), _cost(cut)]
+        parts += [
+            f"## {sparsity:.0%} of the MLP channels removed\n",
+            _quality(cut, texts),
+            _tasks(cut, answers),
+            _cost(cut),
+        ]
     return "\n".join(parts)
 
 
@@ -70,6 +77,47 @@ def _quality(rows: Sequence[Row], texts: Sequence[str]) -> str:
     return table(head, lines) + "\n"
 
 
+def _about_tasks(answers: Sequence[Answers]) -> str:
+    """Says what was asked; "" if nothing was."""
+    if not answers:
+        return ""
+    asked = {each.task: f"{each.task} ({each.split}, {len(each.right)}, {each.metric})" for each in answers}
+    return (
+        "Zero-shot tasks, by the lm-evaluation-harness, with split, number of examples (from the start of the split) "
+        f"and metric: {', '.join(asked.values())}. *Mean*: of the first seven. *To the best peer*: difference of the "
+        "means in points, with the 95 % interval of a bootstrap over pairs of answers.\n"
+    )
+
+
+def _answers_of(row: Row, answers: Sequence[Answers]) -> list[Answers]:
+    return [each for each in answers if each.command == row.command]
+
+
+def _tasks(rows: Sequence[Row], answers: Sequence[Answers]) -> str:
+    """The table of zero-shot tasks; "" if none of the rows was asked."""
+    asked = [row for row in _ordered(rows) if _answers_of(row, answers)]
+    if not asked:
+        return ""
+    peers = [found for row in asked if row.method in PEERS and (found := _answers_of(row, answers))]
+    best = max(peers, key=accuracy) if peers else None
+    lines = []
+    for name, found in [("dense", _dense(answers)), *((row.method, _answers_of(row, answers)) for row in asked)]:
+        cells = [name, *(f"{accuracy(found, [task]):.1%}" for task in (*TASKS, LAMBADA))]
+        cells += [f"{accuracy(found):.1%}", f"{accuracy(found, [task for task in TASKS if task not in COINS]):.1%}"]
+        if best and found != best and name != "dense":
+            low, high = interval(found, best)
+            cells.append(f"{100 * (accuracy(found) - accuracy(best)):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
+        else:
+            cells.append("")
+        lines.append(cells)
+    head = ["method", *TASKS, LAMBADA, "mean", f"mean without {' and '.join(COINS)}", "to the best peer"]
+    return table(head, lines) + "\n"
+
+
+def _dense(answers: Sequence[Answers]) -> list[Answers]:
+    return [each for each in answers if not each.command]
+
+
 def _cost(rows: Sequence[Row]) -> str:
     head = ["method", "minutes", "most of them", "peak memory", "parameters", "bytes", "prefill", "decoding"]
     lines = []
@@ -92,13 +140,46 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: METHODS.index(row.method))
 
 
-def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
-    """Draws the ratios by text and sparsity, one bar a method; returns the picture's name, if any."""
+def draw(folder: Path, rows: Sequence[Row], answers: Sequence[Answers]) -> list[str]:
+    """Draws the pictures for which there are numbers, and returns their names."""
+    names = []
+    if any(ratio(row, rows, text) is not None for row in rows for text in rows[0].texts):
+        _draw_ratios(folder / "ratios.png", rows)
+        names.append("ratios.png")
+    if any(_answers_of(row, answers) for row in rows):
+        _draw_accuracy(folder / "accuracy.png", rows, answers)
+        names.append("accuracy.png")
+    return names
+
+
+def _draw_accuracy(file: Path, rows: Sequence[Row], answers: Sequence[Answers]) -> None:
+    """Draws the mean accuracy of the tasks against the number of parameters, one line a method."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((6.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    whole = rows[0].parameters[0] / 1e6, 100 * accuracy(_dense(answers))
+    for method in METHODS:
+        points = [
+            (row.parameters[1] / 1e6, 100 * accuracy(found))
+            for row in rows
+            if row.method == method and (found := _answers_of(row, answers))
+        ]
+        if points:
+            line = sorted([*points, whole])
+            axes.plot(*zip(*line, strict=True), marker="o", markersize=4, label=method, color=COLOURS[method])
+    axes.plot(*whole, marker="o", color="black", label="dense", linestyle="none")
+    axes.set_xlabel("parameters, millions")
+    axes.set_ylabel("mean accuracy of seven tasks, %")
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.savefig(file)
+
+
+def _draw_ratios(file: Path, rows: Sequence[Row]) -> None:
+    """Draws the ratios by text and sparsity, one bar a method."""
     from matplotlib.figure import Figure
 
     texts, sparsities = list(rows[0].texts), sorted({row.sparsity for row in rows})
-    if all(ratio(row, rows, text) is None for row in rows for text in texts):
-        return []  # without a peer there is nothing to draw
     figure = Figure((1.5 + 4 * len(texts), 4.2), layout="constrained")
     panels = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
     methods = [name for name in METHODS if any(row.method == name for row in rows)]
@@ -119,5 +200,4 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[str]:
         axes.set_xlabel("MLP channels removed")
     panels[0].set_ylabel("divergence / best other method's")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    figure.savefig(folder / "ratios.png")
-    return ["ratios.png"]
+    figure.savefig(file)

@@ -34,6 +34,7 @@ def test_a_row_is_a_command_and_is_measured_once(tmp_path: Path, monkeypatch: py
         "sequences": 4,
         "sequence_length": 64,
         "windows": 2,
+        "examples": 0,
         "work": tmp_path / "work",
         "output": tmp_path / "out",
     }
@@ -84,7 +85,7 @@ def test_the_ratio_is_to_the_best_peer():
     rows = [row("fasp", 0.5), row("obs", 0.4), row("spap", 0.2), row("obs + steps", 0.1)]
     assert ratio(rows[2], rows, "t") == pytest.approx(0.5)
     assert ratio(rows[2], rows[2:], "t") is None
-    page = markdown(rows, "python", [])
+    page = markdown(rows, [], "python", [])
     lines = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "---" not in line]
     names = [name for name in METHODS if name in ("fasp", "obs", "spap", "obs + steps")]
     assert lines == ["method", *names] * 2
@@ -92,15 +93,15 @@ def test_the_ratio_is_to_the_best_peer():
 
 def test_any_sparsity_has_its_table_those_of_wide_interest_first(tmp_path: Path):
     rows = [msgspec.structs.replace(row("fasp", 0.4), sparsity=cut) for cut in (0.25, 0.1, 0.05, 0.3)]
-    heads = [line for line in markdown(rows, "python", []).splitlines() if line.startswith("## ")]
+    heads = [line for line in markdown(rows, [], "python", []).splitlines() if line.startswith("## ")]
     assert [head.split()[1] for head in heads] == ["30%", "10%", "5%", "25%"]
-    assert draw(tmp_path, rows) == ["ratios.png"]
+    assert draw(tmp_path, rows, []) == ["ratios.png"]
 
 
 def test_without_a_peer_there_is_nothing_to_draw(tmp_path: Path):
     rows = [row("spap", 12.0)]
-    assert draw(tmp_path, rows) == []
-    assert "over that of the best of the peers that" in markdown(rows, "python", [])
+    assert draw(tmp_path, rows, []) == []
+    assert "over that of the best of the peers that" in markdown(rows, [], "python", [])
 
 
 def test_texts_of_the_same_name_are_refused():
