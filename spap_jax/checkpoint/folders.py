@@ -33,7 +33,7 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, int]:
         """The size of every file at any depth by name, without following links; the name is empty if the place is a
-        file.
+        file. Files that another thread or process renames meanwhile may be left out.
         """
         if os.path.lexists(self.path) and not self.path.is_dir():
             return {"": self.path.lstat().st_size}
@@ -41,7 +41,8 @@ class LocalFolder:
         for parent, folders, files in os.walk(self.path, onerror=_raise_unless_absent):
             links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
             for path in (Path(parent, name) for name in [*files, *links]):
-                found[path.relative_to(self.path).as_posix()] = path.lstat().st_size
+                with contextlib.suppress(FileNotFoundError):
+                    found[path.relative_to(self.path).as_posix()] = path.lstat().st_size
         return found
 
     def read(self, name: str) -> bytes | None:

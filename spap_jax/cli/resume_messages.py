@@ -40,6 +40,7 @@ def telling(
     except NotFiniteError:  # which is not resumed
         raise
     except BaseException:
+        store.settle()  # the last block may not be on the disk yet
         if any(store.kept()):
             console.err.print(words())
         raise

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from tiny_checkpoints import raw_tensors, write
 from trees import hashes
 
 from spap_jax.checkpoint import check_output, load, save, save_orbax
+from spap_jax.checkpoint.folders import LocalFolder
 from spap_jax.errors import NotFiniteError, UserError
 from spap_jax.models.model import Model
 
@@ -83,6 +85,20 @@ def test_overwrite_replaces_the_whole_folder(write_it: Callable[..., None], mode
     assert not (out / "card.md").exists()
     write_it(model, out, overwrite=True)
     assert left(out.parent) == ["out"]
+
+
+def test_a_file_that_is_renamed_while_a_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, walk = LocalFolder(tmp_path), os.walk
+    for name in ("one", "two.new"):
+        folder.write(name, b"123")
+
+    def walk_then_rename(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for found in walk(*arguments, **options):
+            (tmp_path / "two.new").rename(tmp_path / "two")
+            yield found
+
+    monkeypatch.setattr(os, "walk", walk_then_rename)
+    assert folder.sizes() == {"one": 3}
 
 
 def test_an_empty_folder_is_filled_and_a_file_is_not_replaced(model: Model, tmp_path: Path) -> None:

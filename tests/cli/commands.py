@@ -63,7 +63,7 @@ def apart(*words: object, **settings: str) -> Said:
     return Said(run.returncode, out, err)
 
 
-def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *words: object, time: int = 1) -> None:
+def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *words: object, time: int = 1) -> Said:
     """Runs a command in this process, and interrupts it once it has kept a report with a field for that many times."""
     left_over = iter(range(time - 1))
 
@@ -83,6 +83,7 @@ def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *wor
         patched.setattr(FolderStore, "save_state", then_interrupting(save_state, lambda tree, checks: checks[-1]))
         said = spap(capsys, *words)
     assert said.code == 130, said
+    return said
 
 
 def sentence(said: Said) -> str:

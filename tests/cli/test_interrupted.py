@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from commands import Said, interrupt, left, process, sentence, spap, tiny, token_file
 
+from spap_jax.checkpoint.folders import LocalFolder
+from spap_jax.checkpoint.store import FolderStore
 from spap_jax.cli import main
 
 KILLS = 4
@@ -239,3 +242,22 @@ def test_several_sparsities(shop: Workshop, tmp_path: Path, capsys):
     assert f"{output / 'sparsity-0.3'} was made before the interruption" in again.err
     assert (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns == when
     assert left(output) == ["sparsity-0.3", "sparsity-0.35"]
+
+
+def test_the_block_that_is_being_written_is_waited_for(shop: Workshop, tmp_path: Path, capsys, monkeypatch):
+    """Without that, an interruption said that nothing is kept, or that a file which was just renamed is missing."""
+    waiting, write, settle = threading.Event(), LocalFolder.write, FolderStore.settle
+
+    def write_late(folder: LocalFolder, name: str, content: bytes) -> None:
+        if name.startswith("block-"):
+            waiting.wait(1)
+        write(folder, name, content)
+
+    def settle_at_once(store: FolderStore) -> None:
+        waiting.set()
+        settle(store)
+
+    monkeypatch.setattr(LocalFolder, "write", write_late)
+    monkeypatch.setattr(FolderStore, "settle", settle_at_once)
+    said = interrupt(capsys, ("layer", 0), *shop.words(tmp_path / "out", 0))
+    assert "1 of 3 layers are done, kept in " in said.err
