@@ -63,9 +63,11 @@ def answer(name: str, command: str, model: spap.Model, data: Path, limit: int) -
     """
     from spap_jax.evaluation.harness import HarnessModel
     from spap_jax.evaluation.tasks import choose_tasks, run_tasks, split_of
+    from spap_jax.progress import counting
 
     chosen = choose_tasks((*TASKS, LAMBADA), task_data=data)
-    results = run_tasks(HarnessModel(model), chosen, limit or None, samples=True)
+    with counting() as watch:
+        results = run_tasks(HarnessModel(model, watch=watch), chosen, limit or None, samples=True)
     found = []
     for task, samples in results["samples"].items():
         metric = "acc_norm" if "acc_norm" in samples[0] else "acc"

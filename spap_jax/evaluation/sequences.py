@@ -116,7 +116,7 @@ def batches(
     """
     by_size = defaultdict(list)
     for member, length in enumerate(lengths):
-        by_size[max(length, min(longest, max(SHORTEST, _power_of_two(length))))].append(member)
+        by_size[max(length, min(longest, max(SHORTEST, _rounded_up(length))))].append(member)
     for size, members in sorted(by_size.items(), reverse=True):
         share = min(max(1, batch_tokens // (size + following)), _power_of_two(-(-len(members) // devices)))
         rows = devices * share
@@ -138,46 +138,86 @@ def log_likelihoods(
     Raises:
         UserError: a token id is not in the model's vocabulary.
     """
-    lengths = [len(sequence) - 1 for sequence in sequences]
-    parts = list(batches(lengths, model.config.positions, batch_tokens, model.number))
+    # Sequences that differ in their last token alone, as the choices of many tasks, pass through the model once.
+    groups = defaultdict[tuple[int, ...], list[int]](list)
+    for member, (sequence, count) in enumerate(zip(sequences, predicted, strict=True)):
+        groups[count, *sequence[:-1]].append(member)
+    members, inputs = list(groups.values()), [list(key[1:]) for key in groups]
+    parts = list(batches([len(given) for given in inputs], model.config.positions, batch_tokens, model.number))
+    most: dict[int, tuple[int, int]] = {}  # by length: one program for all batches of a length
+    for batch in parts:
+        own, (count, choices) = [members[group] for group in batch.members], most.get(batch.length, (1, 1))
+        count = max(count, *(_power_of_two(predicted[first]) for first, *_ in own))
+        most[batch.length] = count, max(choices, *(_power_of_two(len(each)) for each in own))
 
     def scores(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        tokens, valid = _padded(model.config, batch._replace(length=batch.length + 1), sequences, left=False)
-        counts = np.pad([predicted[member] for member in batch.members], (0, batch.rows - len(batch.members)))
-        ends = valid.sum(axis=1, keepdims=True)
-        places = np.arange(1, batch.length + 1)[None, :]
-        counted = (places < ends) & (places >= ends - counts[:, None])
-        return _score(model.config, model.mesh, model.params, *_split(model.mesh, tokens, counted))
+        tokens, valid = _padded(model.config, batch, inputs, left=False)
+        ends = valid.sum(axis=1)
+        count, choices = most[batch.length]
+        places = ends[:, None] - np.arange(count, 0, -1)
+        targets = np.take_along_axis(tokens, np.clip(places + 1, 0, batch.length - 1), axis=1)
+        targets = np.repeat(targets[:, :, None], choices, axis=2)
+        counts = np.zeros(batch.rows, int)
+        for row, group in enumerate(batch.members):
+            last = [sequences[member][-1] for member in members[group]]
+            targets[row, -1, : len(last)], counts[row] = last, predicted[members[group][0]]
+        _check_known(model.config, targets)
+        counted = np.arange(count, 0, -1) <= counts[:, None]
+        arrays = tokens, np.maximum(places, 0), targets, counted
+        return _score(model.config, model.mesh, model.params, *_split(model.mesh, *arrays))
 
     dispatched = itertools.chain(map(scores, parts), [None])  # each is fetched after the next one is dispatched
     for batch, (result, _) in zip(parts, itertools.pairwise(dispatched), strict=True):
         sums, greedy = jax.device_get(result)
-        found = map(Score, sums.tolist(), greedy.tolist())
-        yield dict(zip(batch.members, found, strict=False))  # rows beyond the members are padding
+        yield {
+            member: Score(float(sums[row, choice]), bool(greedy[row, choice]))
+            for row, group in enumerate(batch.members)
+            for choice, member in enumerate(members[group])
+        }
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"))
 @full_precision
 def _score(
-    config: DecoderConfig, mesh: Mesh, params: decoder.Params, tokens: jax.Array, counted: jax.Array
+    config: DecoderConfig,
+    mesh: Mesh,
+    params: decoder.Params,
+    tokens: jax.Array,
+    places: jax.Array,
+    targets: jax.Array,
+    counted: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores a batch. tokens: [B, T + 1], counted: [B, T] -> log-likelihoods [B], whether all are likeliest [B]."""
+    """Scores a batch, computing the logits of K places only.
 
-    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, BATCH))
-    def local(params: decoder.Params, tokens: jax.Array, counted: jax.Array):
+    Args:
+        tokens: [B, T].
+        places: Places of the K tokens whose successors are predicted [B, K].
+        targets: These successors, for each of C choices [B, K, C].
+        counted: Which of the K count [B, K].
+
+    Returns:
+        Log-likelihoods [B, C], and whether all successors that count are the likeliest ones [B, C].
+    """
+
+    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), *[BATCH] * 4), out_specs=(BATCH, BATCH))
+    def local(
+        params: decoder.Params, tokens: jax.Array, places: jax.Array, targets: jax.Array, counted: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         def score(_: None, some: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
             x, following = some
             logits = decoder.head(config, params, x[None])[0].astype(jnp.float32)
-            chosen = jnp.take_along_axis(logits, following[:, None], axis=-1)[:, 0]
-            return None, (chosen - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == following)
+            chosen = jnp.take_along_axis(logits, following, axis=-1)
+            likeliest = logits.argmax(axis=-1, keepdims=True) == following
+            return None, (chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True), likeliest)
 
-        following = tokens[:, 1:]
-        groups = token_groups((decoder.last_stream(config, params, tokens[:, :-1]), following))
-        each = jax.lax.scan(score, None, groups)[1]
-        values, greedy = (a.reshape(-1)[: following.size].reshape(following.shape) for a in each)
-        return jnp.where(counted, values, 0).sum(axis=1), (greedy | ~counted).all(axis=1)
+        stream = jnp.take_along_axis(decoder.last_stream(config, params, tokens), places[:, :, None], axis=1)
+        each = jax.lax.scan(score, None, token_groups((stream, targets)))[1]
+        rows, size, choices = targets.shape
+        values, greedy = (a.reshape(-1, choices)[: rows * size].reshape(targets.shape) for a in each)
+        mask = counted[:, :, None]
+        return jnp.where(mask, values, 0).sum(axis=1), (greedy | ~mask).all(axis=1)
 
-    return local(params, tokens, counted)
+    return local(params, tokens, places, targets, counted)
 
 
 def continuations(
@@ -275,12 +315,16 @@ def _padded(
         sequence = sequences[member]
         place = slice(batch.length - len(sequence), None) if left else slice(len(sequence))
         tokens[row, place], valid[row, place] = sequence, True
+    _check_known(config, tokens)
+    return tokens.astype(np.int32), valid
+
+
+def _check_known(config: DecoderConfig, tokens: np.ndarray) -> None:
     if tokens.min() < 0 or tokens.max() >= config.vocabulary:
         raise UserError(
             f"the tokenizer gives token ids from {tokens.min()} to {tokens.max()}, but the model's go from 0 to "
             f"{config.vocabulary - 1}: its tokenizer files belong to another model, so put this model's in their place."
         )
-    return tokens.astype(np.int32), valid
 
 
 def _split(mesh: Mesh, *arrays: np.ndarray | jax.Array) -> list[jax.Array]:
@@ -291,3 +335,9 @@ def _split(mesh: Mesh, *arrays: np.ndarray | jax.Array) -> list[jax.Array]:
 def _power_of_two(number: int) -> int:
     """Returns the smallest power of two that is at least the number."""
     return 1 << max(0, number - 1).bit_length()
+
+
+def _rounded_up(length: int) -> int:
+    """Returns the smallest power of two, or three quarters of one, that is at least the length."""
+    power = _power_of_two(length)
+    return max(3 * power // 4, 1) if length <= 3 * power // 4 else power

@@ -63,14 +63,31 @@ def test_what_the_model_would_write_is_greedy() -> None:
     assert [found[index].is_greedy for index in both] == [True, False]
 
 
+def of_ones(rows: int, length: int, predicted: int) -> list[np.ndarray]:
+    """Arguments of the program that scores, with two choices."""
+    shapes = (rows, length), (rows, predicted), (rows, predicted, 2), (rows, predicted)
+    return [np.ones(shape, bool if number == 3 else np.int32) for number, shape in enumerate(shapes)]
+
+
+def test_choices_of_one_token_pass_through_the_model_once() -> None:
+    model, [text, other] = replicas_of(ported(), jax.devices()[:1]), texts((40, 40))
+    asked = [text, [*text[:-1], 7], other, [*text[:-1], 8], text]
+    (one, two) = log_likelihoods(model, asked, [1] * 4 + [3], 48 * 2)
+    assert [sorted(one), sorted(two)] == [[0, 1, 2, 3], [4]]
+    for number, sequence in enumerate(asked[:4]):
+        ((score,),) = [part.values() for part in log_likelihoods(model, [sequence], [1], 48)]
+        assert one[number].log_likelihood == pytest.approx(score.log_likelihood, abs=1e-5)
+        assert one[number].is_greedy == score.is_greedy
+
+
 def test_every_device_scores_its_own_share() -> None:
     model = replicas_of(ported())
-    arrays = sequences._split(model.mesh, np.ones((16, 33), np.int32), np.ones((16, 32), bool))
+    arrays = sequences._split(model.mesh, *of_ones(16, 32, 4))
     compiled = sequences._score.lower(model.config, model.mesh, model.params, *arrays).compile()
     words = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
     assert not [word for word in words if word in (compiled.as_text() or "")]
     sums, _ = compiled(model.params, *arrays)
-    assert {shard.data.shape for shard in sums.addressable_shards} == {(2,)}
+    assert {shard.data.shape for shard in sums.addressable_shards} == {(2, 2)}
     assert len({shard.device for shard in sums.addressable_shards}) == 8
 
 
@@ -86,13 +103,14 @@ def test_new_lengths_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert compiled(20, 20, 20)
     assert not compiled(2, 7, 21, 33)
     assert compiled(2, 7, 21, 34)
+    assert not compiled(40, 49)
 
 
 def test_the_logits_of_a_few_tokens_are_held_at_once() -> None:
     model = replicas_of(ported(), jax.devices()[:1])
     model = model._replace(config=dataclasses.replace(model.config, vocabulary=6000))
     params = decoder.init(model.config, jax.random.key(0))
-    arrays = sequences._split(model.mesh, np.ones((1, 1025), np.int32), np.ones((1, 1024), bool))
+    arrays = sequences._split(model.mesh, *of_ones(1, 1024, 1024))
     sizes = sequences._score.lower(model.config, model.mesh, params, *arrays).compile().memory_analysis()
     assert sizes is not None
     assert sizes.temp_size_in_bytes < 1024 * 6000 * 4 / 2
@@ -112,7 +130,7 @@ def test_batches(lengths: list[int], batch_tokens: int, devices: int, following:
         assert 0 < len(batch.members) <= batch.rows
         assert batch.rows % devices == 0
         assert max(lengths[member] for member in batch.members) <= batch.length
-        assert batch.length in (32, 64, 100)
+        assert batch.length in (32, 48, 64, 96, 100)
         share = batch.rows // devices
         assert share == 1 or share * (batch.length + following) <= batch_tokens
     assert len({batch[1:] for batch in found}) == len({batch.length for batch in found})
