@@ -23,7 +23,7 @@ from spap_jax import memory, solver
 from spap_jax.backend import peak_of_a_device
 from spap_jax.models import cost, decoder, family_of
 from spap_jax.models.model import Model, Source
-from spap_jax.numerics import full_precision, one_blas_thread
+from spap_jax.numerics import full_precision
 from spap_jax.quantities import bytes_text
 from spap_jax.settings import EffortName
 
@@ -104,7 +104,6 @@ def memory_rate(size: int) -> float:
     return 2 * a.nbytes / seconds_of(lambda: plus(a))
 
 
-@one_blas_thread()
 def solver_seconds(width: int, channels: int, sparsity: float) -> dict[str, float]:
     """Times the steps of the solver on random channels, a part of which is redundant."""
     keys = jax.random.split(jax.random.key(0), 3)

@@ -13,7 +13,7 @@ from spap_jax import progress as shown
 from spap_jax.backend import peak_of_a_device, quick_compilation
 from spap_jax.checkpoint.side_files import accounts
 from spap_jax.data.token_ids import token_blocks
-from spap_jax.data.tokens import TokenBlocks, load_tokens, new_blocks, warn_of_repetition
+from spap_jax.data.tokens import TokenBlocks, load_tokens
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.inspect import divergence, logits, loss, perplexity
@@ -21,11 +21,10 @@ from spap_jax.evaluation.writing import settings_for, write
 from spap_jax.models import DecoderConfig
 from spap_jax.models.blocks import get_layer
 from spap_jax.models.model import UNKNOWN, Model, checked
-from spap_jax.numerics import first_not_finite, one_blas_thread
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import place_params, stack_layers
 from spap_jax.planning.plan import run_that_fits
-from spap_jax.pruning.inspect import hidden, moments
+from spap_jax.pruning.inspect import moments
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
 from spap_jax.pruning.prune_report import new_report
@@ -44,7 +43,6 @@ __all__ = [
     "divergence",
     "finetune",
     "generate",
-    "hidden",
     "load",
     "load_tokens",
     "logits",
@@ -91,7 +89,6 @@ class PruneResult:
         )
 
 
-@one_blas_thread()
 def prune(
     model: Model,
     tokens: Any = None,
@@ -126,8 +123,6 @@ def prune(
     config = model.config
     settings = (settings or PruneSettings()).replace(**changes)
     tokens = _checked(_own_tokens(model, devices) if tokens is None else tokens, config)
-    warn_of_repetition(token_blocks(tokens, config), "the calibration data")
-    _check_finite(model)
     check_allocation(config, settings, model_devices)
     warn_of_settings(config, settings, changes)
     dense = Dense(config, model.params, functools.partial(get_layer, model.params["layers"]))
@@ -212,9 +207,6 @@ def finetune(
     model, teacher = checked(model), None if teacher is None else checked(teacher)
     settings = (settings or FinetuneSettings()).replace(**changes)
     tokens = _checked(tokens, model.config)
-    warn_of_repetition(token_blocks(tokens, model.config), "the training data")
-    for each in (model, *([teacher] if teacher else [])):
-        _check_finite(each)
     with use_mesh(devices, model_devices), shown.training(settings.steps, progress) as show:
 
         def watch(stage: Stage) -> None:
@@ -232,25 +224,19 @@ def _told(model: Model, files: Mapping[str, str]) -> Model:
 
 
 def _checked(tokens: Any, config: DecoderConfig) -> np.ndarray | TokenBlocks:
-    """Returns token ids [B, T], checked; those of ``load_tokens`` with their further windows, hashed anew."""
+    """Returns token ids [B, T], checked; those of ``load_tokens`` with their further windows."""
     blocks = token_blocks(tokens, config)
     if not isinstance(tokens, TokenBlocks):
         return blocks
     if (further := tokens.further) is not None:
-        wide = token_blocks(further, config).shape[1]
-        if wide != blocks.shape[1]:
+        ids = token_blocks(further, config)
+        if ids.shape[1] != blocks.shape[1]:
             raise UserError(
-                f"the tokens are windows of {blocks.shape[1]}, and those that follow them in `further` of {wide}: cut "
-                "both, or leave the others out with dataclasses.replace(tokens, further=None)."
+                f"the tokens are windows of {blocks.shape[1]}, and those that follow them in `further` of "
+                f"{ids.shape[1]}: cut both, or leave the others out with dataclasses.replace(tokens, further=None)."
             )
-        further = new_blocks(further.tokens, further.description, further.available, further.mask, further.further)
-    return new_blocks(blocks, tokens.description, tokens.available, tokens.mask, further)
-
-
-def _check_finite(model: Model) -> None:
-    """Checks that all weights are finite: ``load`` has checked them, but they may have been changed since."""
-    if name := first_not_finite(model.params):
-        raise UserError(f"the weight {name} of the model holds NaN or infinity: load it again, or set it right.")
+        further = replace(further, tokens=ids)
+    return replace(tokens, tokens=blocks, further=further)
 
 
 def save(

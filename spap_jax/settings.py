@@ -14,7 +14,6 @@ Allocation = Literal["uniform", "global"]
 Method = Literal["spap", "random", "magnitude", "wanda", "flap", "fasp", "obs", "osscar"]
 Update = Literal["own", "none", "bias", "refit", "alternate"]
 Schedule = Literal["sequential", "parallel"]
-Remat = Literal["full", "dots"]
 
 OWN = "own"
 """Name of data: the text that the model of a command writes itself."""

@@ -16,7 +16,6 @@ if not WORKER:
     os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # programs without the lines that their operations come from
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-    os.environ["PJRT_NPROC"] = "8"  # batched factorisations on CPU deadlock when they fill the pool of a small machine
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # others spin in factorisations, see `numerics.one_blas_thread`
+    os.environ["PJRT_NPROC"] = "8"  # the threads among which work is divided decide on last bits
     os.environ["HF_HUB_OFFLINE"] = "1"  # a test that accesses the network fails at once instead of after 46 seconds
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

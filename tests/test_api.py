@@ -17,9 +17,7 @@ from hf_models import hf_logits
 import spap_jax as spap
 from spap_jax.api import PruneResult
 from spap_jax.cli import main
-from spap_jax.data.tokens import TokenBlocks, new_blocks
-from spap_jax.evaluation.sequences import replicas_of
-from spap_jax.parallel.mesh import use_mesh
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.parallel.sequences import fitted_of
 from spap_jax.report.card import model_card
 from spap_jax.report.schema import Change
@@ -117,7 +115,7 @@ BAD_TOKENS = {
     "fractions": (np.zeros((2, 8)), "must be whole numbers"),
     "one sequence": (np.zeros(8, int), r"whole numbers \[B, T\], not int64 \[8\]"),
     "none": (np.zeros((0, 8), int), "must be whole numbers"),
-    "another mask": (new_blocks(np.zeros((2, 8), int), "", 2, np.ones((2, 7), bool)), "mask of tokens"),
+    "another mask": (TokenBlocks(np.zeros((2, 8), int), "", 2, np.ones((2, 7), bool)), "mask of tokens"),
     "ragged": ([[1, 2], [3]], "must be whole numbers"),
     "the vocabulary's size": (np.full((2, 8), 512), "from 512 to 512, outside"),
     "too long": (np.zeros((2, 513), int), "sequences of 513 tokens do not fit the model's 512 positions"),
@@ -170,7 +168,6 @@ def test_settings_that_are_none(changes: dict, sentence: str):
         lambda model, tokens: spap.divergence(stories(), model, tokens),
         lambda model, tokens: spap.finetune(stories(), tokens, teacher=model),
         lambda model, tokens: spap.moments(model, tokens, 0),
-        lambda model, tokens: spap.hidden(model, tokens, 0),
     ],
 )
 def test_what_is_no_model(use):
@@ -376,16 +373,16 @@ def test_windows_that_were_cut_and_those_that_follow_them():
     cut = dataclasses.replace(calibration(), tokens=calibration().tokens[:, :32])
     with pytest.raises(spap.UserError, match=r"the tokens are windows of 32, and those that follow them .* of 64: cut"):
         spap.prune(stories(), cut)
-    further = new_blocks(np.full((4, 64), 512), "", 4)
+    further = TokenBlocks(np.full((4, 64), 512), "", 4)
     with pytest.raises(spap.UserError, match="from 512 to 512, outside the model's vocabulary of 512"):
         spap.prune(stories(), dataclasses.replace(calibration(), further=further))
     other = dataclasses.replace(calibration(), tokens=calibration().tokens[::-1], further=None)
     report = spap.prune(stories(), other, settings=CHOSEN).report
-    assert report.calibration.sha256 == new_blocks(other.tokens, "", 16).sha256 != calibration().sha256
+    assert report.calibration.sha256 == other.sha256 != calibration().sha256
 
 
 @pytest.mark.parametrize(("axes", "kind"), [(("rows",), "Auto"), (("data", "model"), "Explicit")])
-@pytest.mark.parametrize("use", [spap.perplexity, spap.prune, lambda model, _: replicas_of(model)])
+@pytest.mark.parametrize("use", [spap.perplexity, spap.prune])
 def test_a_mesh_of_ones_own_is_refused(axes: tuple[str, ...], kind: str, use):
     types = (jax.sharding.AxisType[kind],) * len(axes)
     with (
@@ -395,20 +392,16 @@ def test_a_mesh_of_ones_own_is_refused(axes: tuple[str, ...], kind: str, use):
         use(stories(), evaluation())
 
 
-def test_hidden_channels_of_padding_are_left_out():
-    alone = spap.hidden(stories(), evaluation()[:5], 0)
-    with use_mesh(4):
-        spread = spap.hidden(stories(), evaluation()[:5], 0)
-    assert spread.shape == alone.shape
-    np.testing.assert_allclose(spread, alone, atol=1e-4)
-
-
 def test_moments_are_of_the_hidden_channels():
     layer = 5
     model, tokens = stories(), evaluation()[:5]
-    problem, hidden = spap.moments(model, tokens, layer), spap.hidden(model, tokens, layer, batch_tokens=64)
-    assert hidden.shape == (5, 64, 320)
-    channels = np.asarray(hidden, np.float64).reshape(-1, 320)
+    problem = spap.moments(model, tokens, layer, batch_tokens=64)
+    seen: list[Any] = []
+    theirs = torch_model(STORIES)
+    theirs.model.layers[layer].mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        theirs(torch.tensor(tokens, dtype=torch.int64))
+    channels = np.asarray(seen[0], np.float64).reshape(-1, 320)
     weight = np.asarray(model.params["layers"]["mlp"]["down"][layer], np.float64)
     target = channels @ weight
     np.testing.assert_array_equal(problem.weight, weight)
@@ -428,4 +421,4 @@ def test_moments_of_the_first_layer_are_what_pruning_sees():
 def test_a_layer_that_is_not_there():
     for layer in (-1, 6, 1.0):
         with pytest.raises(spap.UserError, match="layer"):
-            spap.hidden(stories(), evaluation(), layer)  # type: ignore
+            spap.moments(stories(), evaluation(), layer)  # type: ignore

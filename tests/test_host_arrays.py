@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from spap_jax.models.host_arrays import contiguous, copy_into, is_finite
+from spap_jax.models.host_arrays import contiguous, copy_into
 
 DTYPES = [np.float32, ml_dtypes.bfloat16]
 
@@ -28,30 +28,3 @@ def test_a_layer_of_a_stack():
     stack, layer = np.zeros((2, 3, 4, 5)), np.arange(60.0).reshape(4, 5, 3).transpose(2, 0, 1)
     copy_into(stack[1], layer)
     assert np.array_equal(stack, [np.zeros((3, 4, 5)), layer])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(0, 4), (3, 70, 70)])
-def test_one_value_that_is_not_finite_is_found(dtype: type, shape: tuple[int, ...]):
-    fine = np.full(shape, ml_dtypes.finfo(dtype).min, dtype)
-    assert is_finite(fine)
-    for value in (np.nan, -np.nan, np.inf, -np.inf):
-        for place in {0, fine.size // 2, fine.size - 1} if fine.size else ():
-            wrong = fine.copy()
-            wrong.reshape(-1)[place] = value
-            assert not is_finite(wrong)
-            assert is_finite(wrong[:0])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_of_a_part_of_the_columns(dtype: type):
-    wrong = np.zeros((300, 900), dtype)
-    wrong[299, 450] = np.nan
-    assert is_finite(wrong[:, :450])
-    assert not is_finite(wrong[:, 450:])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_number(dtype: type):
-    assert is_finite(np.array(1, dtype))
-    assert not is_finite(np.array(np.nan, dtype))

@@ -1,14 +1,9 @@
-"""config.json as text: parsed to be read, edited in place to be written.
-
-Regenerating a config loses or renames fields that some loader reads, so everything but edited values and needed fields
-that were missing stays byte for byte.
-"""
+"""config.json: read, and written with the fields that pruning changes; all others keep their values."""
 
 import json
-import re
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import Notice, UserError, first_line, option
@@ -90,7 +85,9 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
         changes |= {family.fields[name].name: getattr(config, name) for name in ("heads", "kv_heads", "head_dim")}
     if dtype is not None:
         changes |= {field: dtype for field in DTYPE_FIELDS if field in theirs}
-    return edited(source.config_text, changes)
+    if theirs | changes == theirs:
+        return source.config_text
+    return json.dumps(theirs | changes, indent=2) + "\n"
 
 
 def check_describable(source: Source, config: DecoderConfig) -> None:
@@ -109,49 +106,3 @@ def check_describable(source: Source, config: DecoderConfig) -> None:
             "'bias' adds, so stock loaders would lose them and this is not written: prune with "
             f"{option('update', 'none')} or {option('update', 'refit')}."
         )
-
-
-def edited(text: str, changes: dict[str, Any]) -> str:
-    """Replaces the values of some fields in the text of a JSON object, without changing any other byte.
-
-    Missing fields are added after the last one, in its layout; the object must have at least one field.
-    """
-    places = _places(text)
-    last = max(places.values(), key=lambda place: place.end)
-    added = (f",{last.lead}{json.dumps(f)}{last.colon}{json.dumps(v)}" for f, v in changes.items() if f not in places)
-    result = text[: last.end] + "".join(added) + text[last.end :]
-    for field in sorted(changes.keys() & places.keys(), key=lambda field: places[field].start, reverse=True):
-        place = places[field]
-        result = result[: place.start] + json.dumps(changes[field]) + result[place.end :]
-    if json.loads(result) != json.loads(text) | changes:
-        raise AssertionError("the edit of config.json changed more than it should")
-    return result
-
-
-class _Place(NamedTuple):
-    """A field in a JSON text: ``lead`` precedes its name, ``colon`` its value, from ``start`` to ``end``."""
-
-    lead: str
-    colon: str
-    start: int
-    end: int
-
-
-def _places(text: str) -> dict[str, _Place]:
-    """Finds the position of each field in the text of a JSON object."""
-    decoder, places = json.JSONDecoder(), {}
-    at = _past(r"\s*\{", text, 0)
-    while text[name := _past(r"\s*", text, at)] != "}":
-        field, named = decoder.raw_decode(text, name)
-        start = _past(r"\s*:\s*", text, named)
-        _, end = decoder.raw_decode(text, start)
-        places[field] = _Place(text[at:name], text[named:start], start, end)
-        at = _past(r"\s*,?", text, end)
-    return places
-
-
-def _past(pattern: str, text: str, at: int) -> int:
-    """The index at which a match of the pattern from a given index ends."""
-    match = re.compile(pattern).match(text, at)
-    assert match is not None  # the text has been parsed as JSON before
-    return match.end()

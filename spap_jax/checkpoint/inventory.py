@@ -1,6 +1,6 @@
 """The tensors that a checkpoint of a config must have, and the check of those that it has."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,19 +39,6 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
         for layer, own in enumerate(in_layers)
         for rule in rules
         if rule.stacked
-    }
-
-
-def planned(expected: dict[str, Expected], dtypes: Mapping[str, str], dtype: str | None) -> dict[str, Tensor]:
-    """Shape and dtype of every tensor of a checkpoint that is to be written.
-
-    Args:
-        dtypes: Names of the arrays' dtypes by path; biases that pruning added have that of the MLP's output projection.
-        dtype: Name of the dtype to convert all of them to, if any.
-    """
-    return {
-        name: Tensor(each.shape, dtype or dtypes.get(each.rule.ours, dtypes["layers/mlp/down"]))
-        for name, each in expected.items()
     }
 
 

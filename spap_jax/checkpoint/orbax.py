@@ -21,7 +21,6 @@ from spap_jax.checkpoint.side_files import side_files
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError, first_line
 from spap_jax.models import DecoderConfig, Params, decoder
-from spap_jax.models.host_arrays import is_finite
 from spap_jax.models.model import Model, Source
 from spap_jax.storage.location import public_name
 
@@ -125,7 +124,7 @@ def _target(folder: Path, shapes: Params, stored: Params) -> Params:
 
 def _check_finite(folder: Path, params: Params) -> None:
     paths = jax.tree_util.tree_leaves_with_path(params)
-    damaged = (path for path, array in paths if not is_finite(array))
+    damaged = (path for path, array in paths if not np.isfinite(array).all())
     if path := next(damaged, None):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         raise UserError(

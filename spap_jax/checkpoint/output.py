@@ -142,13 +142,8 @@ def new_folder(output: str | Path, overwrite: bool, needed: int, source: Path | 
 def _check_writable(target: Path, needed: int) -> None:
     """Checks that a folder can be made at a place and beside it, on a disk with room; nothing is made."""
     parent = next(folder for folder in target.parents if os.path.exists(folder))
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.lstat(beside(target, "partial-00000000"))  # which is the longest name that is needed
-        if not os.access(parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(f"{target} cannot be made in {parent} ({error.strerror}): name another place.") from error
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"{target} cannot be made in {parent} ({os.strerror(errno.EACCES)}): name another place.")
     check_room(target, needed)
 
 

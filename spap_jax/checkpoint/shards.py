@@ -13,7 +13,6 @@ from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.tensors import DTYPES, Tensor
 from spap_jax.errors import NotFiniteError
 from spap_jax.models import FAMILIES, DecoderConfig, Params, Rule
-from spap_jax.models.host_arrays import is_finite
 from spap_jax.parallel.placement import layer_to_host
 
 OUTER = "outer.safetensors"
@@ -46,7 +45,8 @@ class Shards:
 
     def tensors(self) -> dict[str, Tensor]:
         """Shape and dtype of every tensor of the checkpoint."""
-        return inventory.planned(inventory.expected_tensors(self.config, self.head_stored), self.dtypes, self.dtype)
+        expected = inventory.expected_tensors(self.config, self.head_stored)
+        return {name: Tensor(each.shape, self._dtype_of(each.rule.ours).name) for name, each in expected.items()}
 
     def total_bytes(self) -> int:
         """Number of bytes of all tensors."""
@@ -60,7 +60,7 @@ class Shards:
             for name, array in flat.items():
                 flat[name] = (array if on_devices else np.asarray(array)).astype(self._dtype_of(f"layers/{name}"))
         layer = unflatten_dict(flat, sep="/")
-        return layer_to_host(self.config, layer) if on_devices else layer
+        return layer_to_host(layer) if on_devices else layer
 
     def encode_block(self, index: int, layer: Params, report: Any) -> bytes:
         """The file of a block, from its padded parameters on the host and a JSON value.
@@ -117,7 +117,7 @@ class Shards:
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
-    if not is_finite(array):
+    if not np.isfinite(array).all():
         raise NotFiniteError(
             f"the weight {name} became NaN or infinity, or its values are too large for {array.dtype}, so the model is "
             "not written."

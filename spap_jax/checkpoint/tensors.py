@@ -13,7 +13,6 @@ import ml_dtypes
 import numpy as np
 
 from spap_jax.errors import UserError, first_line
-from spap_jax.models.host_arrays import is_finite
 
 if TYPE_CHECKING:
     from spap_jax.checkpoint.ranged import AtAddress
@@ -99,7 +98,7 @@ class TensorFiles:
             UserError: Its file is damaged, or the part holds NaN or infinity.
         """
         array = self._files[name].read(name, cuts)
-        if not is_finite(array):
+        if not np.isfinite(array).all():
             raise UserError(f"the weight {name} holds NaN or infinity: the checkpoint is damaged, so get it again.")
         return array
 

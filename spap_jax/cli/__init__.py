@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import io
-import os
 import sys
 from collections.abc import Sequence
 
@@ -30,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(*_COLLECTION)
     if arguments is None:  # the process is the command's own
         leave_pytorch_out()
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before JAX loads it; see `numerics.one_blas_thread`
     words = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped

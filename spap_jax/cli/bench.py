@@ -52,7 +52,7 @@ def bench(
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.downloads import fetch_models
+    from spap_jax.cli.inputs import fetch_models
     from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.evaluation.speed import time_generation
     from spap_jax.parallel.mesh import use_mesh

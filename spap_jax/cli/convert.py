@@ -34,8 +34,7 @@ def convert(
     from spap_jax import checkpoint
     from spap_jax.checkpoint.side_files import accounts
     from spap_jax.cli.console import err, waiting
-    from spap_jax.cli.downloads import fetch_models
-    from spap_jax.cli.inputs import inputs
+    from spap_jax.cli.inputs import fetch_models, inputs
     from spap_jax.errors import UserError
     from spap_jax.report.card import converted_files
     from spap_jax.storage.location import is_address

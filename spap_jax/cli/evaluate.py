@@ -63,7 +63,7 @@ def eval_(
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.inputs import fetch_data, fetch_models
     from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, shard_params

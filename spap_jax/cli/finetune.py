@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from spap_jax import progress
 from spap_jax.cli import console
 from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
-from spap_jax.cli.texts import Texts, perplexity_of
+from spap_jax.cli.texts import perplexity_of, read_texts
 from spap_jax.quantities import change_text, count_text, peak_text
 from spap_jax.settings import FinetuneSettings
 
@@ -79,8 +79,7 @@ def finetune(
     from spap_jax.checkpoint.side_files import accounts
     from spap_jax.checkpoint.store import FolderStore
     from spap_jax.checkpoint.writer import put_model
-    from spap_jax.cli.downloads import fetch_data, fetch_models
-    from spap_jax.cli.inputs import inputs
+    from spap_jax.cli.inputs import fetch_data, fetch_models, inputs
     from spap_jax.cli.options import wait_for_others
     from spap_jax.cli.resume_messages import telling
     from spap_jax.cli.stopping import stopping
@@ -102,8 +101,8 @@ def finetune(
             start = checkpoint.load(model, fully_shard_params)
             dense = checkpoint.load(teacher, fully_shard_params) if teacher else None
         barrier()  # one process may have had to download them
-        texts = Texts(data, eval, sequences, sequence_length, bos)
-        blocks, judged = texts.read(start.source, start.config, seed=settings.seed, further=False)
+        how = sequences, sequence_length, bos, settings.seed, False
+        blocks, judged = read_texts(data, eval, start.source, start.config, *how)
         check(start, blocks.tokens, dense, settings)
         with use_mesh(devices, model_devices):
             identity = finetune_identity(start, dense, blocks, settings)

@@ -1,6 +1,5 @@
 """Options that several commands share: their types, ``--json``, and those that join several processes."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,29 +30,16 @@ else:
 
 
 def check_json_place(file: Path | None) -> None:
-    """Checks, before a long run, that a file for its results can be written; a pipe or a device is written to.
-
-    Raises:
-        UserError: the file exists, or its folder does not or may not be written to.
-    """
-    if file is None:
-        return
-    if file.is_file() or file.is_dir():
-        raise UserError(f"{file} exists: name another file.")
-    folder = file.parent
-    if not folder.is_dir() or not (file.exists() or os.access(folder, os.W_OK)):
-        raise UserError(f"{file} cannot be written: name a file in a folder that exists and may be written to.")
+    """Raises UserError, before a long run, if a file for its results exists or its folder does not."""
+    if file is not None and (file.is_file() or file.is_dir() or not file.parent.is_dir()):
+        raise UserError(f"{file} exists, or its folder does not: name another file.")
 
 
 def write_json(file: Path, command: str, result: dict[str, Any]) -> None:
-    """Writes the results of a command: a complete file, or none.
-
-    Raises:
-        UserError: the file exists or cannot be written.
-    """
+    """Writes the results of a command, null for what is not finite; UserError if the file is there or unwritable."""
     check_json_place(file)
-    text = msgspec.json.encode({"written_by": command, **result}, enc_hook=_plain)  # what is not finite is null
-    is_new = not file.exists()
+    text = msgspec.json.encode({"written_by": command, **result}, enc_hook=_plain)
+    is_new = not file.exists()  # it may be a pipe
     try:
         file.write_bytes(msgspec.json.format(text, indent=1) + b"\n")
     except OSError as error:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from spap_jax.cli import console
 from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
-from spap_jax.cli.texts import Texts, chosen_length, perplexity_of
+from spap_jax.cli.texts import chosen_length, perplexity_of, read_texts
 from spap_jax.cli.write import with_own_text
 from spap_jax.errors import UserError
 from spap_jax.settings import LENGTH, OWN, PruneSettings
@@ -96,11 +96,9 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.backend import quick_compilation
-    from spap_jax.cli.downloads import fetch_data, fetch_models
-    from spap_jax.cli.inputs import inputs
+    from spap_jax.cli.inputs import fetch_data, fetch_models, inputs
     from spap_jax.cli.options import wait_for_others
     from spap_jax.cli.stopping import stopping
-    from spap_jax.numerics import one_blas_thread
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.processes import barrier, is_leader
     from spap_jax.planning.plan import run_that_fits
@@ -132,11 +130,11 @@ def prune(
         sharers = model_devices if model_devices > 1 else None  # a model that writes needs room for all its weights
         writer = reader.model(checkpoint.as_stored)
         data = with_own_text(data, writer, reader.fingerprint(), sequences, length, devices, sharers)
-        with use_mesh(devices, model_devices), quick_compilation(), one_blas_thread():
+        with use_mesh(devices, model_devices), quick_compilation():
             console.say_devices("pruning")
             jointly = settings.joint_passes != 0
-            tokens, judged = Texts(data, eval, sequences, sequence_length, bos).read(
-                reader.source, reader.config, seed=settings.seed, further=jointly
+            tokens, judged = read_texts(
+                data, eval, reader.source, reader.config, sequences, sequence_length, bos, settings.seed, jointly
             )
             all_read = eval or settings.allocation == "global"
             if is_leader() and not (reader.at_address or all_read):

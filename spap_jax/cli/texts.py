@@ -1,7 +1,7 @@
 """The texts of a command: what a model is pruned or trained on, and what perplexity is measured on."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from spap_jax.cli import console
 
@@ -11,50 +11,37 @@ if TYPE_CHECKING:
     from spap_jax.models.model import Model, Source
 
 
-class Texts(NamedTuple):
-    """The texts that a command was asked to use.
+def read_texts(
+    data: str,
+    eval: str | None,
+    source: "Source",
+    config: "DecoderConfig",
+    sequences: int,
+    sequence_length: int | None,
+    bos: bool | None,
+    seed: int,
+    further: bool,
+) -> tuple["TokenBlocks", "TokenBlocks | None"]:
+    """Returns the token blocks to prune or train on, and those to measure on; warns of text that is in both.
 
-    Attributes:
-        data: Name of the data to prune or train on.
-        eval: Name of the data on which to measure perplexity, if any.
-        sequences: Number of sequences drawn from the data.
-        sequence_length: Tokens in a sequence or window; None leaves it to the model.
-        bos: Whether each begins with the tokenizer's beginning-of-text token; None leaves it to the tokenizer.
+    ``further`` says whether the further sequences of the data are used as well.
     """
+    import numpy as np
 
-    data: str
-    eval: str | None
-    sequences: int
-    sequence_length: int | None
-    bos: bool | None
+    from spap_jax.data.tokens import load_tokens, warn_of_overlap
 
-    def read(
-        self, source: "Source", config: "DecoderConfig", *, seed: int, further: bool
-    ) -> tuple["TokenBlocks", "TokenBlocks | None"]:
-        """Returns the token blocks to prune or train on, and those to measure on; warns of text that serves no purpose.
-
-        Args:
-            source: Where the model, and so its tokenizer, is from.
-            seed: Seed of the choice of sequences.
-            further: Whether the further sequences of the data are used as well.
-        """
-        import numpy as np
-
-        from spap_jax.data.tokens import load_tokens, warn_of_overlap, warn_of_repetition
-
-        common: dict[str, Any] = {
-            "tokenizer": source.folder,
-            "sequence_length": chosen_length(self.sequence_length, config),
-            "vocabulary": config.vocabulary,
-            "bos": self.bos,
-        }
-        with console.waiting(f"tokenising {self.data}"):
-            blocks = load_tokens(self.data, sequences=self.sequences, seed=seed, role="calibration", **common)
-            judged = load_tokens(self.eval, sequences=None, role="evaluation", **common) if self.eval else None
-        warn_of_repetition(blocks.tokens, self.data)
-        used = [blocks.tokens, *([blocks.further.tokens] if blocks.further and further else [])]
-        warn_of_overlap(np.concatenate(used), judged and judged.tokens)
-        return blocks, judged
+    common: dict[str, Any] = {
+        "tokenizer": source.folder,
+        "sequence_length": chosen_length(sequence_length, config),
+        "vocabulary": config.vocabulary,
+        "bos": bos,
+    }
+    with console.waiting(f"tokenising {data}"):
+        blocks = load_tokens(data, sequences=sequences, seed=seed, role="calibration", **common)
+        judged = load_tokens(eval, sequences=None, role="evaluation", **common) if eval else None
+    used = [blocks.tokens, *([blocks.further.tokens] if blocks.further and further else [])]
+    warn_of_overlap(np.concatenate(used), judged and judged.tokens)
+    return blocks, judged
 
 
 def chosen_length(asked: int | None, config: "DecoderConfig") -> int:

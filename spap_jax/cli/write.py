@@ -51,7 +51,7 @@ def write(
     from spap_jax import checkpoint
     from spap_jax.checkpoint.fingerprint import fingerprint
     from spap_jax.cli.console import out
-    from spap_jax.cli.downloads import fetch_data, fetch_models
+    from spap_jax.cli.inputs import fetch_data, fetch_models
     from spap_jax.evaluation.writing import prepare
 
     if output.suffix != ".jsonl" or not output.parent.is_dir():

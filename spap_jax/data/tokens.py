@@ -5,6 +5,7 @@ overlap: calibration samples some at random, evaluation takes them in order. Whe
 with the beginning-of-text token. Named sets follow the protocol of the papers (`sources.NAMED`).
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,9 +41,6 @@ POOL = 8
 CHUNK = 4_000_000
 """Characters tokenised at once."""
 
-_FEW = 16
-"""Fewer distinct tokens than this, each at least this often on average, are no language."""
-
 _REMEDY = "name a model folder that holds its tokenizer files (tokenizer.json)"
 
 
@@ -53,7 +51,6 @@ class TokenBlocks:
     Attributes:
         tokens: int32 [B, T].
         description: Short description of the data and of how the windows were chosen.
-        sha256: SHA-256 of the bytes of `tokens` (little-endian int32, row by row), and of those of `mask`, if any.
         available: Number of windows of T tokens to choose from.
         mask: bool [B, T], True on the tokens whose predictions count, as the assistant's; None if all count.
         further: For calibration, other windows of the same data, for joint steps; None if the data hold no more.
@@ -61,26 +58,18 @@ class TokenBlocks:
 
     tokens: np.ndarray
     description: str
-    sha256: str
     available: int
     mask: np.ndarray | None = None
     further: "TokenBlocks | None" = None
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes of `tokens` (little-endian int32, row by row), and of those of `mask`, if any."""
+        ids = np.ascontiguousarray(self.tokens, dtype="<i4").tobytes()
+        return hashlib.sha256(ids + (b"" if self.mask is None else self.mask.tobytes())).hexdigest()
+
     def __repr__(self) -> str:
         return f"TokenBlocks({list(self.tokens.shape)}, {self.description!r}, sha256 {self.sha256[:8]}...)"
-
-
-def new_blocks(
-    tokens: np.ndarray,
-    description: str,
-    available: int,
-    mask: np.ndarray | None = None,
-    further: TokenBlocks | None = None,
-) -> TokenBlocks:
-    """Returns token blocks [B, T] with their hash."""
-    tokens = np.ascontiguousarray(tokens, dtype="<i4")
-    sha256 = hashlib.sha256(tokens.tobytes() + (b"" if mask is None else mask.tobytes())).hexdigest()
-    return TokenBlocks(tokens, description, sha256, available, mask, further)
 
 
 def ids_of(tokens: Any) -> Any:
@@ -173,7 +162,7 @@ def load_tokens(
         counts = None if mask is None else mask[rows]
         if counts is not None:
             description += f", counting the {counts[:, 1:].sum()} tokens that the assistant wrote"
-        return new_blocks(tokens[rows], description, len(tokens), counts, further)
+        return TokenBlocks(tokens[rows].astype(np.int32), description, len(tokens), counts, further)
 
     order = np.arange(len(tokens))
     if role == "calibration":
@@ -206,7 +195,7 @@ def _shuffled(blocks: list[TokenBlocks], counts: list[int], seed: int, further: 
     tokens, mask = concatenated((own.tokens[:n], None if own.mask is None else own.mask[:n]) for own, n in pairs)
     order = np.random.default_rng(seed).permutation(len(tokens))
     description, available = "; ".join(own.description for own in blocks), sum(own.available for own in blocks)
-    return new_blocks(tokens[order], description, available, None if mask is None else mask[order], further)
+    return TokenBlocks(tokens[order], description, available, None if mask is None else mask[order], further)
 
 
 class _Start(NamedTuple):
@@ -412,17 +401,6 @@ def _pretrained(where: str, *, local: bool) -> Any:
     if len(loaded) <= len(loaded.all_special_ids):
         raise ValueError("it has no vocabulary")
     return loaded
-
-
-def warn_of_repetition(tokens: np.ndarray, name: str) -> None:
-    """Warns if the tokens to prune or train on, of any shape, are nearly all the same."""
-    distinct = len(np.unique(tokens))
-    if distinct < _FEW and tokens.size >= _FEW * distinct:
-        values = "value" if distinct == 1 else "values"
-        warn(
-            f"{name} gives {tokens.size} tokens with only {distinct} distinct {values}: they show little of what a "
-            "model has to do, so take ordinary text."
-        )
 
 
 def warn_of_overlap(learned: np.ndarray, evaluated: np.ndarray | None) -> None:

@@ -1,8 +1,9 @@
-"""Text generation with a key/value cache: greedy, or sampled with temperature, top-k and top-p."""
+"""Text generation with a key/value cache: greedy, or sampled at a temperature."""
 
 import functools
 import json
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,23 +23,11 @@ from spap_jax.settings import is_count
 PROMPT_STEP = 32
 """Prompts are padded to a multiple of this many tokens, so that not every length causes a compilation."""
 
+SEGMENT = 32
+"""Number of tokens that are generated before the host looks whether all texts have ended."""
 
-CACHE = decoder.Cache(P(None, "data"), P(None, "data"), mesh.DATA_SPEC, P())  # pyright: ignore[reportArgumentType]
+_CACHE = decoder.Cache(P(None, "data"), P(None, "data"), mesh.DATA_SPEC, P())  # pyright: ignore[reportArgumentType]
 """The specs of a cache whose sequences are sharded over ``data``."""
-
-
-class Sampling(NamedTuple):
-    """How the next token is sampled.
-
-    Attributes:
-        temperature: Divides the logits; 0 selects the likeliest token.
-        top_k: Number of the likeliest tokens to sample from; 0 means all.
-        top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 @functools.partial(jax.jit, static_argnames=("config", "size", "dtype"))
@@ -70,22 +59,11 @@ def decode_step(
     return decoder.extend(config, params, token[:, None], jnp.ones((token.shape[0], 1), bool), cache)
 
 
-def choose(sampling: Sampling, logits: jax.Array, keys: jax.Array) -> jax.Array:
+def choose(temperature: float, logits: jax.Array, keys: jax.Array) -> jax.Array:
     """Selects or samples the next token of each sequence, with its own key. logits: [B, v], keys: [B] -> [B] int32."""
-    if sampling.temperature == 0:
+    if temperature == 0:
         return logits.argmax(axis=-1).astype(jnp.int32)
-    logits = logits.astype(jnp.float32) / sampling.temperature
-    if 0 < sampling.top_k < logits.shape[1]:
-        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    if sampling.top_p < 1:
-        descending = jnp.sort(logits, axis=-1, descending=True)
-        probabilities = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        # No probability precedes the likeliest token, so at least one token is kept.
-        least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits.astype(jnp.float32) / temperature).astype(jnp.int32)
 
 
 def keys_of(key: jax.Array, numbers: ArrayLike) -> jax.Array:
@@ -98,56 +76,75 @@ def keys_at(keys: jax.Array, step: jax.Array | int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
 
 
-class _State(NamedTuple):
-    step: jax.Array  # tokens written
-    token: jax.Array  # [B], the last token written
-    ended: jax.Array  # [B]
-    written: jax.Array  # [B, new]
-    cache: decoder.Cache
-
-
-@functools.partial(jax.jit, static_argnames=("config", "new", "sampling", "dtype"))
-@full_precision
-def _continue(
+def segments(
     config: DecoderConfig,
     params: decoder.Params,
-    tokens: jax.Array,
-    valid: jax.Array,
-    keys: jax.Array,
-    is_end: jax.Array,
-    pad: jax.Array,
+    prompts: np.ndarray,
+    valid: np.ndarray,
     new: int,
-    sampling: Sampling,
+    temperature: float,
+    keys: jax.Array,
     dtype: DTypeLike,
-) -> jax.Array:
-    """Generates tokens. tokens, valid: [B, T], keys: [B], is_end: [v] -> the tokens that follow [B, new]."""
+) -> Iterator[np.ndarray]:
+    """Continues prompts [B, T] by ``new`` tokens; yields what is written so far, [B, w], after every `SEGMENT` of them.
 
-    def continued(own: tuple[jax.Array, ...], params: decoder.Params, is_end: jax.Array, pad: jax.Array) -> jax.Array:
-        tokens, valid, keys = own
-        batch = tokens.shape[0]
+    All processes of a run have to take every segment.
 
-        def write(state: _State, logits: jax.Array) -> _State:
-            token = choose(sampling, logits, keys_at(keys, state.step))
-            token = jnp.where(state.ended, pad, token)
-            written = jax.lax.dynamic_update_slice_in_dim(state.written, token[:, None], state.step, axis=1)
-            ended = state.ended | is_end[token]
-            return _State(state.step + 1, token, ended, written, state.cache)
+    Args:
+        params: Placed by ``shard_params``.
+        valid: [B, T], False for padding, which is on the left.
+        keys: Random keys [B].
+    """
+    given = mesh.shard_chunks(prompts), mesh.shard_chunks(valid)
+    logits, cache = read(config, params, *given, prompts.shape[1] + new, dtype)
+    written = np.zeros((len(prompts), 0), np.int32)
+    for first in range(0, new, SEGMENT):
+        count = min(SEGMENT, new - first)
+        tokens, logits, cache = write(config, temperature, count, params, logits, cache, keys, np.int32(first))
+        written = np.concatenate([written, mesh.array_to_host(tokens)], axis=1)
+        yield written
 
-        def advance(state: _State) -> _State:
-            logits, cache = decode_step(config, params, state.token, state.cache)
-            return write(state._replace(cache=cache), logits)
 
-        def is_going(state: _State) -> jax.Array:
-            return (state.step < new) & collectives.in_any_group(~state.ended.all())
+@functools.partial(jax.jit, static_argnames=("config", "size", "dtype"))
+@full_precision
+def read(
+    config: DecoderConfig, params: decoder.Params, tokens: jax.Array, valid: jax.Array, size: int, dtype: DTypeLike
+) -> tuple[jax.Array, decoder.Cache]:
+    """Computes `prefill`, of which each device computes its own sequences."""
+    own = functools.partial(prefill, config, size=size, dtype=dtype)
+    return _each_device(own, tokens, (P(), *[mesh.DATA_SPEC] * 2), (mesh.DATA_SPEC, _CACHE))(params, tokens, valid)
 
-        # The last token written is not read back, so it needs no space in the cache.
-        logits, cache = prefill(config, params, tokens, valid, tokens.shape[1] + new - 1, dtype)
-        written = jnp.full((batch, new), pad, jnp.int32)
-        state = _State(jnp.int32(0), jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), written, cache)
-        state = jax.lax.while_loop(is_going, advance, write(state, logits))
-        return state.written
 
-    return collectives.map_chunks(continued, (tokens, valid, keys), params, is_end, pad)
+@functools.partial(jax.jit, static_argnames=("config", "temperature", "count"), donate_argnames=("logits", "cache"))
+@full_precision
+def write(
+    config: DecoderConfig,
+    temperature: float,
+    count: int,
+    params: decoder.Params,
+    logits: jax.Array,
+    cache: decoder.Cache,
+    keys: jax.Array,
+    first: jax.Array,
+) -> tuple[jax.Array, jax.Array, decoder.Cache]:
+    """Generates tokens. logits: [B, v], keys: [B] -> tokens [B, count], the logits after them [B, v], the cache."""
+
+    def own(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, keys: jax.Array, first: jax.Array) -> Any:
+        def step(carry: tuple[jax.Array, decoder.Cache], number: jax.Array) -> tuple[Any, jax.Array]:
+            token = choose(temperature, carry[0], keys_at(keys, number))
+            return decode_step(config, params, token, carry[1]), token
+
+        (logits, cache), tokens = jax.lax.scan(step, (logits, cache), first + jnp.arange(count))
+        return tokens.T, logits, cache
+
+    batch = mesh.DATA_SPEC
+    each = _each_device(own, logits, (P(), batch, _CACHE, batch, P()), (batch, batch, _CACHE))
+    return each(params, logits, cache, keys, first)
+
+
+def _each_device(function: Callable[..., Any], sequences: jax.Array, given: Any, out: Any) -> Callable[..., Any]:
+    """Returns what each device computes of its own of some sequences [B, ...], if B can be divided."""
+    return collectives.shard_map_over_data(function, given, out) if mesh.shards_evenly(sequences) else function
 
 
 def generate(
@@ -157,8 +154,6 @@ def generate(
     *,
     valid: ArrayLike | None = None,
     temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     key: jax.Array | None = None,
     eos: int | tuple[int, ...] | None = None,
     pad: int | None = None,
@@ -173,8 +168,6 @@ def generate(
         max_new_tokens: Maximum number of tokens to generate.
         valid: [B, T], False for padding. By default the prompts have no padding.
         temperature: 0 selects the likeliest token each time; above 0, tokens are sampled, which requires ``key``.
-        top_k: Number of the likeliest tokens to sample from; 0 means all.
-        top_p: Sample from the smallest set of the likeliest tokens whose total probability reaches this value.
         key: Random key of ``jax.random``, from which that of each sequence is made; or keys [B], one for each sequence.
         eos: Tokens that end a sequence; () for none. By default those of the model's config.
         pad: Token that fills up a sequence that has ended. By default the model's own, or else its first end token.
@@ -195,25 +188,22 @@ def generate(
             "(valid)."
         ) from error
     mask = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid).astype(bool)
-    sampling = Sampling(float(temperature), int(top_k), float(top_p))
     _check_prompts(model.config, prompts, mask, max_new_tokens)
-    check_sampling(sampling, key)
+    check_sampling(temperature, key)
     ends = end_tokens(model) if eos is None else _as_tuple(eos)
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
-    new = _continue(
-        model.config,
-        shard_params(model.config, model.params),
-        mesh.shard_chunks(np.pad(prompts, left)),
-        mesh.shard_chunks(np.pad(mask, left)),
-        _own_keys(jax.random.key(0) if key is None else key, len(prompts)),
-        np.isin(np.arange(model.config.vocabulary), ends),
-        np.int32(_filler(model.source, ends) if pad is None else pad),
-        max_new_tokens,
-        sampling,
-        jnp.dtype(dtype),
-    )
-    return np.concatenate([prompts, mesh.array_to_host(new)], axis=1)
+    config, filler = model.config, _filler(model.source, ends) if pad is None else pad
+    keys = _own_keys(jax.random.key(0) if key is None else key, len(prompts))
+    given = shard_params(config, model.params), np.pad(prompts, left), np.pad(mask, left)
+    written = np.full((len(prompts), max_new_tokens), filler, np.int32)
+    for some in segments(config, *given, max_new_tokens, float(temperature), keys, jnp.dtype(dtype)):
+        is_end = np.isin(some, ends)
+        after = np.cumsum(is_end, axis=1) > is_end
+        written[:, : some.shape[1]] = np.where(after, filler, some)
+        if is_end.any(axis=1).all():
+            break
+    return np.concatenate([prompts, written], axis=1)
 
 
 def _filler(source: Source, ends: tuple[int, ...]) -> int:
@@ -275,20 +265,9 @@ def _check_prompts(config: DecoderConfig, prompts: np.ndarray, valid: np.ndarray
         )
 
 
-def check_sampling(sampling: Sampling, key: jax.Array | None) -> None:
-    """Checks that the settings of sampling are in range, and that there is a random key if one is needed.
-
-    Raises:
-        UserError: they are not.
-    """
-    if not 0 <= sampling.temperature < float("inf"):
-        raise UserError(f"{option('temperature')} is {sampling.temperature}, but must be 0 or more.")
-    if sampling.top_k < 0:
-        raise UserError(f"{option('top_k')} is {sampling.top_k}, but must be 0 (no limit) or more.")
-    if not 0 < sampling.top_p <= 1:
-        raise UserError(f"{option('top_p')} is {sampling.top_p}, but must be above 0 and at most 1.")
-    if sampling.temperature == 0 and (sampling.top_k or sampling.top_p < 1):
-        name = option("top_k" if sampling.top_k else "top_p")
-        raise UserError(f"{name} has no meaning at temperature 0: give a {option('temperature')}, or leave it out.")
-    if sampling.temperature > 0 and key is None:
+def check_sampling(temperature: float, key: jax.Array | None) -> None:
+    """Raises UserError unless the temperature is in range, and there is a random key if one is needed."""
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"{option('temperature')} is {temperature}, but must be 0 or more.")
+    if temperature > 0 and key is None:
         raise UserError("sampling needs a random key: pass key=jax.random.key(0), or temperature=0 for no sampling.")

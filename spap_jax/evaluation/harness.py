@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
@@ -18,10 +17,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from spap_jax.data.tokens import load_tokenizer
 from spap_jax.errors import UserError, warn
-from spap_jax.evaluation.generation import Sampling, end_tokens, named_settings
+from spap_jax.evaluation.generation import end_tokens, named_settings
 from spap_jax.evaluation.perplexity import check_finite
-from spap_jax.evaluation.sequences import continuations, log_likelihoods, replicas_of
+from spap_jax.evaluation.sequences import continuations, log_likelihoods
 from spap_jax.models.model import Model
+from spap_jax.parallel.placement import shard_params
 
 Watch = Callable[[str, int, int], None]
 """Progress callback; its arguments are the kind of request, the number of requests done, and the total."""
@@ -44,7 +44,7 @@ class HarnessModel(TemplateLM):
         batch_tokens: int = 4096,
         watch: Watch = lambda kind, done, total: None,
     ) -> None:
-        """Puts the model on the devices, as `replicas_of` does.
+        """Puts the model on the devices of the mesh around it.
 
         Args:
             tokenizer: A model folder or a hub id. By default the model's own folder.
@@ -59,7 +59,7 @@ class HarnessModel(TemplateLM):
                 f"the tokenizer of {model.source.name} names neither a beginning nor an end token, and one of them has "
                 "to stand before a text: add bos_token or eos_token to its tokenizer_config.json."
             )
-        self._replicas = replicas_of(model)
+        self._model = model.replace(params=shard_params(model.config, model.params))
         self._ends = {*end_tokens(model), self.eot_token_id}
         self._settings = named_settings(model.source)
         self._batch_tokens, self._watch, self._name = batch_tokens, watch, model.source.name
@@ -78,7 +78,7 @@ class HarnessModel(TemplateLM):
     @property
     def max_length(self) -> int:
         """Maximum number of tokens that the model reads at once: its positions."""
-        return self._replicas.config.positions
+        return self._model.config.positions
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Returns token ids; by default with the tokenizer's special tokens, unless the text begins with them."""
@@ -121,7 +121,7 @@ class HarnessModel(TemplateLM):
             )
         scores = {}
         self._watch(what, 0, len(requests))
-        for batch in log_likelihoods(self._replicas, sequences, predicted, self._batch_tokens):
+        for batch in log_likelihoods(self._model, sequences, predicted, self._batch_tokens):
             for score, _ in batch.values():
                 check_finite(score, self._name, "log-likelihood of a text")
             scores |= batch
@@ -153,7 +153,11 @@ class HarnessModel(TemplateLM):
         stops = [stop for stop in handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token) if stop]
         new = known.pop("max_gen_toks")
         if not known["do_sample"]:  # these have no effect then
-            known = {name: value for name, value in known.items() if name not in ("do_sample", *Sampling._fields)}
+            known = {
+                name: value
+                for name, value in known.items()
+                if name not in ("do_sample", "temperature", "top_k", "top_p")
+            }
         if known:
             raise UserError(
                 f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no "
@@ -171,8 +175,7 @@ class HarnessModel(TemplateLM):
             text = self.tokenizer.decode(tokens)
             return not self._ends.isdisjoint(tokens) or any(stop in text for stop in stops)
 
-        given = (prompts, new, ended, self._batch_tokens, Sampling(), jax.random.key(0))
-        for batch in continuations(self._replicas, *given):
+        for batch in continuations(self._model, prompts, new, ended, self._batch_tokens):
             yield {index: self._text(tokens, ended, stops) for index, tokens in batch.items()}
 
     def _text(self, tokens: list[int], ended: Callable[[list[int]], bool], stops: list[str]) -> str:

@@ -1,59 +1,28 @@
-"""Log-likelihoods and continuations of token sequences of any length, in batches over the local devices.
+"""Log-likelihoods and continuations of token sequences of any length, in batches over the devices.
 
-Lengths are padded to a few sizes, so that a new length causes no new compilation. A batch is sharded along the mesh
-axis ``data`` by ``shard_map``: attention iterates over the sequences in a loop, which the compiler would not partition
-by itself.
+Lengths are padded to a few sizes, so that a new length causes no new compilation.
 """
 
 import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, get_mesh
-from jax.sharding import PartitionSpec as P
-from jax.typing import DTypeLike
 
 from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import CACHE, Sampling, choose, decode_step, keys_at, keys_of, prefill
+from spap_jax.evaluation.generation import keys_of, segments
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.models.loss import token_groups
 from spap_jax.models.model import Model
 from spap_jax.numerics import full_precision
-from spap_jax.parallel.mesh import DATA_SPEC as BATCH
-from spap_jax.parallel.mesh import check_count, check_mesh_around, mesh_size, one_device, use_mesh
-from spap_jax.parallel.placement import bytes_of, shard_params
+from spap_jax.parallel import collectives, mesh
 
 SHORTEST = 32
 """Minimum length to which sequences are padded, in tokens."""
-
-SEGMENT = 32
-"""Number of tokens generated before the host checks whether all texts of a batch have ended."""
-
-_each_device = functools.partial(jax.shard_map, axis_names={"data"}, check_vma=False)  # as in devices
-
-
-class Replicas(NamedTuple):
-    """A model replicated on several devices, or on several groups of devices that share its weights.
-
-    Attributes:
-        params: Replicated along ``data``.
-        mesh: The devices, along the axis ``data``, and along ``model`` if they share the weights.
-    """
-
-    config: DecoderConfig
-    params: decoder.Params
-    mesh: Mesh
-
-    @property
-    def number(self) -> int:
-        """Number of devices, or of groups, among which sequences are divided."""
-        return self.mesh.shape["data"]
 
 
 class Batch(NamedTuple):
@@ -74,32 +43,6 @@ class Score(NamedTuple):
 
     log_likelihood: float
     is_greedy: bool
-
-
-def replicas_of(model: Model, devices: int | Sequence[Any] | None = None) -> Replicas:
-    """Replicates a model on the devices.
-
-    Args:
-        devices: The devices, or how many of the local ones. By default those of ``mesh.use_mesh``, or else all local
-            ones, in groups that share the weights if one device cannot hold them.
-
-    Raises:
-        UserError: the number is not one from 1 to that of the local devices.
-    """
-    if devices is not None and not isinstance(devices, Sequence):
-        check_count(devices, jax.local_devices())
-        devices = jax.local_devices()[:devices]
-    if devices is None and one_device.value:
-        devices = jax.local_devices()[:1]
-    if devices is None:
-        check_mesh_around()
-        alone = mesh_size() == 1 and jax.process_count() == 1
-        with use_mesh(None, None, bytes_of(model.params)) if alone else nullcontext():
-            if mesh_size() > 1:
-                return Replicas(model.config, shard_params(model.config, model.params), get_mesh())
-    devices = jax.local_devices() if devices is None else devices
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    return Replicas(model.config, jax.device_put(model.params, NamedSharding(mesh, P())), mesh)
 
 
 def batches(
@@ -124,11 +67,12 @@ def batches(
 
 
 def log_likelihoods(
-    model: Replicas, sequences: Sequence[Sequence[int]], predicted: Sequence[int], batch_tokens: int
+    model: Model, sequences: Sequence[Sequence[int]], predicted: Sequence[int], batch_tokens: int
 ) -> Iterator[dict[int, Score]]:
     """Scores the last tokens of each sequence, given the tokens before them.
 
     Args:
+        model: Its parameters are placed by ``shard_params``.
         sequences: Token ids, the first of which is not predicted; at most one more than the model's positions.
         predicted: Number of tokens to score at the end of each sequence, less than its length.
 
@@ -143,7 +87,7 @@ def log_likelihoods(
     for member, (sequence, count) in enumerate(zip(sequences, predicted, strict=True)):
         groups[count, *sequence[:-1]].append(member)
     members, inputs = list(groups.values()), [list(key[1:]) for key in groups]
-    parts = list(batches([len(given) for given in inputs], model.config.positions, batch_tokens, model.number))
+    parts = list(batches([len(given) for given in inputs], model.config.positions, batch_tokens, mesh.data_size()))
     most: dict[int, tuple[int, int]] = {}  # by length: one program for all batches of a length
     for batch in parts:
         own, (count, choices) = [members[group] for group in batch.members], most.get(batch.length, (1, 1))
@@ -164,7 +108,7 @@ def log_likelihoods(
         _check_known(model.config, targets)
         counted = np.arange(count, 0, -1) <= counts[:, None]
         arrays = tokens, np.maximum(places, 0), targets, counted
-        return _score(model.config, model.mesh, model.params, *_split(model.mesh, *arrays))
+        return _score(model.config, model.params, *map(mesh.shard_chunks, arrays))
 
     dispatched = itertools.chain(map(scores, parts), [None])  # each is fetched after the next one is dispatched
     for batch, (result, _) in zip(parts, itertools.pairwise(dispatched), strict=True):
@@ -176,11 +120,10 @@ def log_likelihoods(
         }
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh"))
+@functools.partial(jax.jit, static_argnames="config")
 @full_precision
 def _score(
     config: DecoderConfig,
-    mesh: Mesh,
     params: decoder.Params,
     tokens: jax.Array,
     places: jax.Array,
@@ -199,10 +142,9 @@ def _score(
         Log-likelihoods [B, C], and whether all successors that count are the likeliest ones [B, C].
     """
 
-    @functools.partial(_each_device, mesh=mesh, in_specs=(P(), *[BATCH] * 4), out_specs=(BATCH, BATCH))
-    def local(
-        params: decoder.Params, tokens: jax.Array, places: jax.Array, targets: jax.Array, counted: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def own(batch: tuple[jax.Array, ...], params: decoder.Params) -> tuple[jax.Array, jax.Array]:
+        tokens, places, targets, counted = batch
+
         def score(_: None, some: tuple[jax.Array, jax.Array]) -> tuple[None, tuple[jax.Array, jax.Array]]:
             x, following = some
             logits = decoder.head(config, params, x[None])[0].astype(jnp.float32)
@@ -217,26 +159,18 @@ def _score(
         mask = counted[:, :, None]
         return jnp.where(mask, values, 0).sum(axis=1), (greedy | ~mask).all(axis=1)
 
-    return local(params, tokens, places, targets, counted)
+    return collectives.map_chunks(own, (tokens, places, targets, counted), params)
 
 
 def continuations(
-    model: Replicas,
-    prompts: Sequence[Sequence[int]],
-    new: int,
-    ended: Callable[[list[int]], bool],
-    batch_tokens: int,
-    sampling: Sampling,
-    key: jax.Array,
-    dtype: DTypeLike = jnp.float32,
+    model: Model, prompts: Sequence[Sequence[int]], new: int, ended: Callable[[list[int]], bool], batch_tokens: int
 ) -> Iterator[dict[int, list[int]]]:
-    """Continues prompts.
+    """Continues prompts by the likeliest tokens.
 
     Args:
         prompts: Token ids, at least one in each prompt.
         ended: Returns whether a text is complete, given the tokens generated so far; later tokens are ignored.
         batch_tokens: Number of tokens that a device processes at once, including the new ones.
-        key: Random key of ``jax.random``; it has no effect at temperature 0.
 
     Yields:
         The tokens generated in a batch, keyed by the indices of their prompts.
@@ -244,65 +178,16 @@ def continuations(
     Raises:
         UserError: a token id is not in the model's vocabulary.
     """
-    segments = -(-new // SEGMENT)
-    room = segments * SEGMENT
     lengths = [len(prompt) for prompt in prompts]
-    for batch in batches(lengths, model.config.positions, batch_tokens, model.number, room):
-        arrays = _split(model.mesh, *_padded(model.config, batch, prompts, left=True))
-        logits, cache = _read(model.config, model.mesh, batch.length + room, dtype, model.params, *arrays)
-        written = np.zeros((len(batch.members), 0), np.int32)
-        own = np.pad(batch.members, (0, batch.rows - len(batch.members)))  # a key for each prompt, wherever it is
-        [keys] = _split(model.mesh, keys_of(key, own))
-        for segment in range(segments):
-            state = logits, cache, keys, np.int32(segment * SEGMENT)
-            tokens, logits, cache = _write(model.config, model.mesh, sampling, model.params, *state)
-            written = np.concatenate([written, np.asarray(tokens)[: len(batch.members)]], axis=1)[:, :new]
-            if all(map(ended, written.tolist())):
+    for batch in batches(lengths, model.config.positions, batch_tokens, mesh.data_size(), new):
+        given = _padded(model.config, batch, prompts, left=True)
+        keys = keys_of(jax.random.key(0), np.arange(batch.rows))  # without effect at temperature 0
+        written: list[list[int]] = []
+        for some in segments(model.config, model.params, *given, new, 0.0, keys, jnp.float32):
+            written = some[: len(batch.members)].tolist()
+            if all(map(ended, written)):
                 break
-        yield dict(zip(batch.members, written.tolist(), strict=True))
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mesh", "size", "dtype"))
-@full_precision
-def _read(
-    config: DecoderConfig,
-    mesh: Mesh,
-    size: int,
-    dtype: DTypeLike,
-    params: decoder.Params,
-    tokens: jax.Array,
-    valid: jax.Array,
-) -> tuple[jax.Array, decoder.Cache]:
-    """Prefills. tokens and valid: [B, T] -> logits of the last token [B, v], and a cache for ``size`` tokens."""
-    own = functools.partial(prefill, config, size=size, dtype=dtype)
-    return _each_device(own, mesh=mesh, in_specs=(P(), BATCH, BATCH), out_specs=(BATCH, CACHE))(params, tokens, valid)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mesh", "sampling"), donate_argnames=("logits", "cache"))
-@full_precision
-def _write(
-    config: DecoderConfig,
-    mesh: Mesh,
-    sampling: Sampling,
-    params: decoder.Params,
-    logits: jax.Array,
-    cache: decoder.Cache,
-    keys: jax.Array,
-    first: jax.Array,
-) -> tuple[jax.Array, jax.Array, decoder.Cache]:
-    """Generates tokens. logits: [B, v], keys: [B] -> tokens [B, SEGMENT], the logits after them [B, v], the cache."""
-    given = (P(), BATCH, CACHE, BATCH, P())
-
-    @functools.partial(_each_device, mesh=mesh, in_specs=given, out_specs=(BATCH, BATCH, CACHE))
-    def local(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, keys: jax.Array, first: jax.Array):
-        def step(carry: tuple[jax.Array, decoder.Cache], number: jax.Array):
-            token = choose(sampling, carry[0], keys_at(keys, number))
-            return decode_step(config, params, token, carry[1]), token
-
-        (logits, cache), tokens = jax.lax.scan(step, (logits, cache), first + jnp.arange(SEGMENT))
-        return tokens.T, logits, cache
-
-    return local(params, logits, cache, keys, first)
+        yield dict(zip(batch.members, written, strict=True))
 
 
 def _padded(
@@ -325,11 +210,6 @@ def _check_known(config: DecoderConfig, tokens: np.ndarray) -> None:
             f"the tokenizer gives token ids from {tokens.min()} to {tokens.max()}, but the model's go from 0 to "
             f"{config.vocabulary - 1}: its tokenizer files belong to another model, so put this model's in their place."
         )
-
-
-def _split(mesh: Mesh, *arrays: np.ndarray | jax.Array) -> list[jax.Array]:
-    """Shards arrays [B, ...] by rows over the devices."""
-    return jax.device_put(list(arrays), NamedSharding(mesh, BATCH))
 
 
 def _power_of_two(number: int) -> int:

@@ -1,23 +1,20 @@
 """Prefill and decoding speed of models, timed in alternation so that fluctuations of the machine cancel."""
 
-import functools
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from spap_jax.errors import UserError, option
-from spap_jax.evaluation.generation import CACHE, decode_step, prefill
-from spap_jax.models import Cache, Params, cost, decoder
+from spap_jax.evaluation.generation import keys_of, read, write
+from spap_jax.models import cost, decoder
 from spap_jax.models.decoder import check_length
 from spap_jax.models.model import Model
 from spap_jax.numerics import generation_dtype
-from spap_jax.parallel import collectives, mesh
+from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import shard_params
 from spap_jax.report.schema import GenerationWorkload
 
@@ -65,28 +62,15 @@ def speed_up(before: tuple[float, ...], after: tuple[float, ...]) -> float:
 def _run(model: Model, work: GenerationWorkload) -> Callable[[], tuple[float, float]]:
     random = np.random.default_rng(0)
     tokens = mesh.shard_chunks(random.integers(0, model.config.vocabulary, (work.batch, work.prompt), np.int32))
+    valid = mesh.shard_chunks(np.ones((work.batch, work.prompt), bool))
     config, params = decoder.unstacked(model.config, model.params, shard_params)
-    dtype = generation_dtype(model.params)
-
-    def prefilled(params: Params, tokens: jax.Array) -> tuple[jax.Array, Cache]:
-        return prefill(config, params, tokens, jnp.ones_like(tokens, dtype=bool), work.prompt + work.new, dtype)
-
-    read, write = prefilled, functools.partial(decode_step, config)
-    if mesh.data_size() > 1:
-        state = mesh.DATA_SPEC, CACHE
-        read = collectives.shard_map_over_data(read, (P(), mesh.DATA_SPEC), state)
-        write = collectives.shard_map_over_data(write, (P(), *state), state)
-    read, write = jax.jit(read), jax.jit(write, donate_argnums=2)
+    keys, dtype = keys_of(jax.random.key(0), np.arange(work.batch)), generation_dtype(model.params)
 
     def run() -> tuple[float, float]:
         start = time.perf_counter()
-        logits, cache = read(params, tokens)
-        token = logits.argmax(axis=-1).block_until_ready()
+        state = jax.block_until_ready(read(config, params, tokens, valid, work.prompt + work.new, dtype))
         middle = time.perf_counter()
-        for _ in range(work.new):
-            logits, cache = write(params, token, cache)
-            token = logits.argmax(axis=-1)
-        token.block_until_ready()
+        jax.block_until_ready(write(config, 0.0, work.new, params, *state, keys, np.int32(0)))
         return middle - start, (time.perf_counter() - middle) / work.new
 
     return run

@@ -143,6 +143,8 @@ def over_blocks(
         for number, layer in enumerate(layers):
             carry = step(config.of_layer(number), carry, layer, number)
         return carry
+    if not config.layers:
+        return carry
     stacked, skips = to_slice(layers), not isinstance(first, int)
 
     # A slice that came from outside would be kept for the backward pass.

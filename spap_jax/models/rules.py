@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -53,31 +53,8 @@ class Rule(NamedTuple):
 
     def write(self, array: np.ndarray, sizes: dict[str, int]) -> np.ndarray:
         """Inverts ``read``; the result is contiguous, since safetensors writes wrong data for non-contiguous views."""
-        return contiguous(self.to_theirs(array, sizes))
-
-    def to_theirs(self, array: Any, sizes: dict[str, int]) -> Any:
-        """Rearranges our array to the checkpoint's axes: a view of a numpy array, or a new JAX array."""
         theirs, ours = self.sides
-        return rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes))
-
-    def theirs_of(self, index: tuple[slice, ...], sizes: dict[str, int]) -> tuple[tuple[slice, ...], dict[str, int]]:
-        """Returns the slices of the checkpoint's tensor for a part of our array, and the part's axis sizes.
-
-        Args:
-            index: A slice for each of our axes; of letters merged into one checkpoint axis, only the first may be cut.
-
-        Raises:
-            ValueError: the part is not contiguous in the checkpoint's tensor.
-        """
-        spans = {letter: cut.indices(sizes[letter])[:2] for letter, cut in zip(self.letters, index, strict=True)}
-        part = {letter: stop - start for letter, (start, stop) in spans.items()}
-        cuts = []
-        for first, *others in _groups(self.sides[0]):
-            if any(part[letter] != sizes[letter] for letter in others):
-                raise ValueError(f"{self.theirs} has no contiguous part at {index}")
-            inner = math.prod(sizes[letter] for letter in others)
-            cuts.append(slice(spans[first][0] * inner, spans[first][1] * inner))
-        return tuple(cuts), sizes | part
+        return contiguous(rearrange(array, f"{ours} -> {theirs}", **self._grouped(sizes)))
 
     def _grouped(self, sizes: dict[str, int]) -> dict[str, int]:
         return {letter: sizes[letter] for letter in self.axes if letter in sizes}

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec, get_abstract_mesh
+from jax.sharding import PartitionSpec
 
 from spap_jax.parallel.mesh import (
     DATA,
@@ -110,13 +110,3 @@ def vmap_over_data(function: Callable[..., Any], *by_device: Any) -> Any:
         return jax.tree.map(lambda a: a[None], alone)
     own = jax.lax.with_sharding_constraint(by_device, PartitionSpec(DATA))
     return jax.vmap(function, spmd_axis_name=DATA)(*own)
-
-
-def in_any_group(flag: jax.Array) -> jax.Array:
-    """Whether a flag [] is set on any of the groups of devices that `map_chunks` lets work at the same time.
-
-    A loop that divides rows among a group has collectives, for which all devices have to make the same number of turns.
-    """
-    mesh = get_abstract_mesh()
-    apart = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(DATA) == AxisType.Manual
-    return jax.lax.psum(flag.astype(jnp.int32), DATA) > 0 if apart and model_size() > 1 else flag

@@ -81,7 +81,11 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
     if count is None:
         several = jax.process_count() > 1 or there[0].platform != "cpu"
         count = model * groups if groups else len(there) if several else model
-    check_count(count, there)
+    if not is_count(count) or count > len(there):
+        raise UserError(
+            f"{count} devices are asked for, but JAX sees {len(there)}: give {option('devices')} a "
+            f"number from 1 to {len(there)}."
+        )
     if count % model:
         raise UserError(
             f"{count} devices cannot be divided into groups of {model} that share the weights: give "
@@ -98,19 +102,6 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
         one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)),
     ):
         yield
-
-
-def check_count(count: Any, there: Sequence[Any]) -> None:
-    """Checks how many of ``there`` devices are asked for.
-
-    Raises:
-        UserError: it is no number, or there are fewer.
-    """
-    if not is_count(count) or count > len(there):
-        raise UserError(
-            f"{count} devices are asked for, but JAX sees {len(there)}: give {option('devices')} a "
-            f"number from 1 to {len(there)}."
-        )
 
 
 def check_mesh_around() -> None:

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, Rule, map_named
+from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, map_named
 from spap_jax.models.host_arrays import stacked
 from spap_jax.parallel import mesh
 from spap_jax.parallel.program import describe, is_dry, program
@@ -26,7 +26,6 @@ from spap_jax.parallel.program import describe, is_dry, program
 _DIVIDED = "fnmv"
 """Letters of the axes that are sharded; a weight has at most one of them."""
 
-Box = tuple[slice, ...]
 Spec = Callable[[Family, str, tuple[int, ...]], PartitionSpec]
 """The spec of a parameter by its family, path and shape."""
 
@@ -34,51 +33,14 @@ Spec = Callable[[Family, str, tuple[int, ...]], PartitionSpec]
 def shard_params(config: DecoderConfig, params: Params) -> Params:
     """Shards parameters over the devices; inside a jitted program, constrains the sharding of its values.
 
-    ``params`` is the whole tree, a part of it, or one layer's: arrays, or objects that read the part that an index
-    selects.
+    ``params`` is the whole tree, a part of it, or one layer's: arrays, or objects that numpy reads as arrays.
     """
     return _laid_out(config, params, param_spec)
 
 
-class Part:
-    """The part of an array that the devices of this process hold, in memory; it is indexed as the whole array is.
-
-    Its shape and dtype are those of the whole array.
-    """
-
-    def __init__(self, array: Any, box: Box):
-        """Reads the part ``box``, a slice with both ends for each axis, of an array that is read when it is indexed."""
-        self._part, self._box = np.asarray(array[box]), box
-        self.shape, self.dtype = array.shape, array.dtype
-
-    def __getitem__(self, index: Box) -> np.ndarray:
-        """A part of the whole array, which must lie in this part."""
-        cuts = []
-        for cut, own, size in zip(index, self._box, self.shape, strict=True):
-            start, stop, _ = cut.indices(size)
-            if start < own.start or stop > own.stop:
-                raise ValueError(f"{index} of an array is asked for, and {self._box} was read")
-            cuts.append(slice(start - own.start, stop - own.start))
-        return self._part[tuple(cuts)]
-
-
-def reading(config: DecoderConfig, params: Params) -> Callable[[], Params]:
-    """Returns a function that reads what the devices of this process hold of parameters that are still in files.
-
-    The function may be called in any thread, since it uses no device; `shard_params` accepts its result.
-    """
-    family = FAMILIES[config.family]
-
-    def one(name: str, array: Any) -> Callable[[], Any]:
-        if isinstance(array, jax.Array | np.ndarray):
-            return lambda: array
-        if mesh.mesh_size() == 1:
-            return lambda: np.asarray(array)
-        place = NamedSharding(get_mesh(), param_spec(family, name, array.shape))
-        return functools.partial(_own_part, array, place)
-
-    reads = map_named(one, params)
-    return lambda: jax.tree.map(lambda read: read(), reads)
+def read(params: Params) -> Params:
+    """Reads parameters that are still in files to the host's memory; any thread may do so, since it uses no device."""
+    return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else np.asarray(a), params)
 
 
 def bytes_of(params: Any) -> int:
@@ -86,24 +48,9 @@ def bytes_of(params: Any) -> int:
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params))
 
 
-def layer_to_host(config: DecoderConfig, layer: Params) -> Params:
-    """Brings one layer to the host of every process, in memory as a checkpoint stores it.
-
-    The devices put the values in order, so that writing them takes no further copy: the arrays are views with our axes.
-    All processes have to call this.
-    """
-    stored = mesh.to_process(_in_stored_order(config, layer))
-    return _by_rule(config, lambda rule, array: rule.read(np.asarray(array), config.axes), stored)
-
-
-@program(static_argnames="config")
-def _in_stored_order(config: DecoderConfig, layer: Params) -> Params:
-    return _by_rule(config, lambda rule, array: rule.to_theirs(array, config.axes), layer)
-
-
-def _by_rule(config: DecoderConfig, change: Callable[[Rule, Any], Any], layer: Params) -> Params:
-    rules = {rule.ours: rule for rule in FAMILIES[config.family].rules_for(config)}
-    return map_named(lambda name, array: change(rules[f"layers/{name}"], array), layer)
+def layer_to_host(layer: Params) -> Params:
+    """Brings one layer to the host of every process; all processes have to call this."""
+    return jax.tree.map(np.asarray, mesh.to_process(layer))
 
 
 def stack_layers(layers: list[Params]) -> Params:
@@ -235,29 +182,7 @@ def _shard(array: Any, spec: PartitionSpec) -> jax.Array:
     if is_dry():
         return describe(array, spec)
     place = NamedSharding(get_mesh(), spec)
-    if isinstance(array, jax.Array):
-        if jax.process_count() == 1 or not array.is_fully_addressable:
-            return jax.device_put(array, place)
-        array = np.asarray(array)
-
-    if not isinstance(array, np.ndarray | Part):
-        array = _own_part(array, place)
-
-    @functools.cache  # devices that differ only in their sequences have the same part
-    def part(*spans: tuple[int | None, int | None]) -> np.ndarray:
-        return np.asarray(array[tuple(slice(*span) for span in spans)])
-
-    def read(index: Any) -> np.ndarray:
-        return part(*((cut.start, cut.stop) for cut in index))
-
-    return jax.make_array_from_callback(array.shape, place, read)
-
-
-def _own_part(array: Any, place: NamedSharding) -> Any:
-    """Reads the smallest box of an array that contains the parts of all devices of this process."""
-    parts = [part for part in place.addressable_devices_indices_map(array.shape).values() if part is not None]
-    if not parts:
-        return array
-    by_axis = zip(array.shape, zip(*parts, strict=True), strict=True)
-    spans = ([cut.indices(size)[:2] for cut in cuts] for size, cuts in by_axis)
-    return Part(array, tuple(slice(min(span)[0], max(stop for _, stop in span)) for span in spans))
+    if isinstance(array, jax.Array) and (jax.process_count() == 1 or not array.is_fully_addressable):
+        return jax.device_put(array, place)
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])

@@ -190,11 +190,6 @@ def _operations(jaxpr: Any) -> Operations:
             count = 2.0 * summed * math.prod(equation.outvars[0].aval.shape)
             full = params["precision"] == (Precision.HIGHEST,) * 2 and equation.invars[0].aval.dtype.itemsize == 4
             total = total.plus(Operations(full=count) if full else Operations(quick=count))
-        elif name == "cholesky":
-            total = total.plus(Operations(full=math.prod(shape) * shape[-1] / 3))
-        elif name == "triangular_solve":
-            right = equation.invars[1].aval.shape
-            total = total.plus(Operations(full=float(math.prod(right) * shape[-1])))
         elif name == "cond":
             total = total.plus(max((_operations(branch.jaxpr) for branch in params["branches"]), key=sum))
         else:

@@ -192,7 +192,7 @@ def room_here() -> float:
 
 
 def _tokens(shape: tuple[int, int], further: TokenBlocks | None = None) -> TokenBlocks:
-    return TokenBlocks(_zeros(shape, np.dtype(np.int32)), "", "", shape[0], None, further)
+    return TokenBlocks(_zeros(shape, np.dtype(np.int32)), "", shape[0], None, further)
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

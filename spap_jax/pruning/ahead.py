@@ -55,9 +55,9 @@ class Ahead:
         seen = []
         for index, params in self._dense.blocks(batch):
             own = config.of_layer(index)
-            stream = streams.enter_dense_mlp(own, params, stream)
+            stream = streams.enter_mlp(own, params, stream)
             seen.append(moments.accumulate(own, params, streams.fitting_tokens(stream)))
-            stream = streams.leave_dense_mlp(own, params, stream)
+            stream = streams.leave_mlp(own, params, stream)
         return _stacked(seen)
 
 

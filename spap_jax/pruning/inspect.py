@@ -1,17 +1,14 @@
-"""Inspection of what pruning sees of a dense model's layer: its second moments and its hidden activations."""
+"""Inspection of what pruning sees of a dense model's layer: its second moments."""
 
-import functools
 from typing import Any
 
-import jax
 import numpy as np
 
 from spap_jax.data.token_ids import token_blocks
 from spap_jax.errors import UserError, option
-from spap_jax.models import DecoderConfig, Params, decoder
+from spap_jax.models import DecoderConfig, Params
 from spap_jax.models.blocks import get_layer
 from spap_jax.models.model import Model, checked
-from spap_jax.numerics import full_precision
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import streams
 from spap_jax.pruning.moments import accumulate
@@ -43,22 +40,6 @@ def moments(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> 
     return accumulate(*_entered(model, tokens, layer, batch_tokens)).problem
 
 
-def hidden(model: Model, tokens: Any, layer: int, batch_tokens: int = 4096) -> jax.Array:
-    """The hidden activations of one layer's MLP, the input of its output projection: float32 [B, T, f].
-
-    Args:
-        tokens: Token ids [B, T], or the result of ``load_tokens``.
-        layer: Number of the layer, from 0.
-        batch_tokens: Tokens that pass through a layer at once.
-
-    Raises:
-        UserError: the tokens are unusable for the model, or it has no such layer.
-    """
-    config, block, entered = _entered(model, tokens, layer, batch_tokens)
-    channels = _hidden(config, block, entered.residual)
-    return channels.reshape(-1, *channels.shape[2:])[: len(token_blocks(tokens, model.config))]  # padding comes last
-
-
 def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> tuple[DecoderConfig, Params, Tokens]:
     """Returns a dense layer's config, its parameters, and the streams before and after its MLP, [C, B, T, d] each."""
     model = checked(model)
@@ -71,17 +52,11 @@ def _entered(model: Model, tokens: Any, layer: int, batch_tokens: int) -> tuple[
     def enter(index: int, stream: Streams) -> tuple[DecoderConfig, Params, Streams]:
         config = model.config.of_layer(index)
         params = resized(get_layer(model.params["layers"], index), config.intermediate)
-        return config, params, streams.enter_dense_mlp(config, params, stream)
+        return config, params, streams.enter_mlp(config, params, stream)
 
     chunks = chunked(blocks, max(1, batch_tokens // blocks.shape[1]))
     entered = enter(0, streams.start(model.config, model.params, chunks))
     for index in range(1, int(layer) + 1):
-        entered = enter(index, streams.leave_dense_mlp(*entered))
+        entered = enter(index, streams.leave_mlp(*entered))
     config, params, stream = entered
     return config, params, streams.fitting_tokens(stream)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-@full_precision
-def _hidden(config: DecoderConfig, layer: Params, residual: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda chunk: decoder.block(config, layer, chunk, method=streams.mlp_hidden), residual)

@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spap_jax.errors import NotFiniteError
 from spap_jax.models import Params
 from spap_jax.numerics import step_dtype
-from spap_jax.parallel.placement import fully_shard_params, fully_sharded_spec, shard_params, zeros_for_blocks
+from spap_jax.parallel.placement import fully_shard_params, fully_sharded_spec, zeros_for_blocks
 from spap_jax.parallel.program import program
 from spap_jax.pruning import streams
-from spap_jax.pruning.predictions import compare_ends, set_layer, take_layer
+from spap_jax.pruning.predictions import set_layer, take_layer
 from spap_jax.pruning.run import Run
 from spap_jax.report.schema import Check, converted
-from spap_jax.training.loop import stages
+from spap_jax.training.loop import rows_of, stages
 from spap_jax.training.optimizers import relative
-from spap_jax.training.step import Frozen, Job, Recipe
+from spap_jax.training.step import Frozen, Job, Recipe, measure
 
 if TYPE_CHECKING:
     from spap_jax.pruning.prune import Listener, Store
@@ -68,12 +69,14 @@ def check_without_steps(run: Run, outer: Params, pair: streams.Pair) -> Check:
     Raises:
         NotFiniteError: the predictions overflow.
     """
-    start, outside = time.perf_counter(), {name: outer[name] for name in ("embed", "head")}
-    read = run.judged.sharded()
-    ends = _judged(run, pair)._replace(output=None)
-    found = compare_ends(run.pruned, shard_params(run.pruned, outside), ends, read.tokens, read.mask)
-    divergence, agreement = map(float, found)
-    return _checked(Check(0, 0, (), divergence, True, time.perf_counter() - start, agreement))
+    start, config = time.perf_counter(), run.pruned.last(0)
+    frozen = Frozen(fully_shard_params(config, {name: outer[name] for name in ("embed", "head")}))
+    ends = _judged(run, pair)
+    judged = run.judged.sharded()._replace(target=ends.dense, entering=ends.pruned)
+    rows = rows_of(np.arange(judged.real), judged, run.settings.batch_tokens)
+    found = measure(Job(config, None, step_dtype()), frozen, judged, {}, rows)
+    seconds = time.perf_counter() - start
+    return _checked(Check(0, 0, (), float(found.loss), True, seconds, float(found.agreement)))
 
 
 def _checked(opening: Check) -> Check:
@@ -147,5 +150,4 @@ def _restored(store: "Store", like: Any) -> tuple[Any, tuple[Check, ...]] | None
 def job_of(run: Run) -> Job:
     """Returns what joint steps are compiled for."""
     recipe = Recipe(relative, ("bfloat16", run.tail.norm_shift))
-    remat = "full" if run.tail.layers == run.config.layers else "dots"
-    return Job(run.tail, recipe, step_dtype(), remat=remat, text_weight=run.settings.joint_text_weight)
+    return Job(run.tail, recipe, step_dtype(), text_weight=run.settings.joint_text_weight)

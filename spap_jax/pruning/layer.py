@@ -22,7 +22,7 @@ from spap_jax.settings import EFFORTS
 from spap_jax.solver import alternating, methods
 from spap_jax.solver.alternating import MlpFunctions, Recovered, RoundSchedule, Tokens, Weights
 from spap_jax.solver.methods import Choice
-from spap_jax.solver.problem import refit, scaled
+from spap_jax.solver.problem import equilibrate, refit, scaled
 
 
 def choose(run: Run, index: int, seen: Moments) -> Choice:
@@ -34,8 +34,10 @@ def choose(run: Run, index: int, seen: Moments) -> Choice:
 @program(static_argnames=("keep", "method"))
 @full_precision
 def choose_channels(seen: Moments, key: jax.Array, keep: int, method: str, ridge: float) -> Choice:
-    """Chooses the channels of a layer; ``keep`` and ``method`` are static, ``ridge`` is the least one."""
-    return methods.choose_channels(method, seen.problem, seen.hidden_mean, seen.variance, keep, ridge, key)
+    """Chooses the channels of a layer, with at least the relative ridge; every method counts the improving swaps."""
+    system = equilibrate(seen.problem, ridge)
+    inputs = methods.SelectorInputs(seen.problem, system, seen.hidden_mean, seen.variance, key)
+    return Choice(*methods.select_channels(method, inputs, keep), system.ridge, seen.hidden_mean)
 
 
 def update(run: Run, index: int, layer: Params, seen: Moments, choice: Choice) -> list[Weights]:
@@ -77,31 +79,6 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
 
 
 error_by_moments = program(static_argnames="centred")(full_precision(moments.relative_error))
-
-
-@program(static_argnames=("config", "correction"))
-@full_precision
-def held_out_errors(
-    config: DecoderConfig, layer: Params, tokens: Tokens, correction: float, kept: jax.Array, stages: list[Weights]
-) -> list[jax.Array]:
-    """Computes the relative errors, [] each, of output projections of the same dense channels on held-out tokens.
-
-    For these few tokens, a pass takes less work than their moments would.
-
-    Args:
-        correction: See ``target.aim``.
-        kept: [k] channel numbers.
-        stages: Weights of these channels.
-    """
-
-    def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array]:
-        hidden = decoder.block(config, layer, chunk.residual, method=mlp_hidden)
-        return hidden, aim(config, layer, correction, chunk, hidden)
-
-    def filled(down: jax.Array) -> jax.Array:
-        return jnp.zeros((config.intermediate, config.width)).at[kept].set(down)
-
-    return alternating.relative_errors(seen, [each._replace(down=filled(each.down)) for each in stages], tokens)
 
 
 def rounds_pay(run: Run, reports: list[LayerReport]) -> bool:

@@ -35,19 +35,13 @@ class Moments(NamedTuple):
 @program(static_argnames=("config", "correction"))
 @full_precision
 def accumulate(config: DecoderConfig, layer: Params, tokens: Tokens, correction: float = 1.0) -> Moments:
-    """Accumulates the moments of a block's MLP in one pass over the tokens; see `mean_products`.
+    """Accumulates the moments of a block's MLP in one pass over the tokens, towards ``target.aim``."""
 
-    ``correction`` is that of ``target.aim``; the output of the dense MLP follows from the moments of its channels.
-    """
+    def seen(flat: Tokens) -> tuple[jax.Array, jax.Array]:
+        channels = decoder.block(config, layer, flat.residual, method=mlp_hidden)
+        return channels, aim(config, layer, correction, flat, channels)
 
-    def hidden(residual: jax.Array) -> jax.Array:
-        return decoder.block(config, layer, residual.reshape(-1, config.width), method=mlp_hidden)
-
-    def target(flat: Tokens) -> jax.Array:
-        return flat.target if flat.output is None else aim(config, layer, correction, flat)
-
-    mlp = layer["mlp"]
-    return _accumulate(hidden, target, mlp["down"], config.mlp_bias, tokens, mlp.get("down_bias"), correction)
+    return _accumulate(lambda chunk: seen(chunk.flat()), layer["mlp"]["down"], config.mlp_bias, tokens)
 
 
 @program(static_argnames="config")
@@ -56,44 +50,27 @@ def accumulate_attention(config: DecoderConfig, layer: Params, tokens: Tokens) -
     """Accumulates the moments of attention, whose channels (f) are those of all heads (n h), in the same way."""
     weight = layer["attention"]["o"].reshape(-1, config.width)
 
-    def heads(residual: jax.Array) -> jax.Array:
-        return decoder.block(config, layer, residual, method=attended).reshape(-1, len(weight))
+    def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array]:
+        heads = decoder.block(config, layer, chunk.residual, method=attended)
+        return heads.reshape(-1, len(weight)), chunk.flat().target
 
-    return _accumulate(heads, lambda flat: flat.target, weight, config.output_bias, tokens)
+    return _accumulate(seen, weight, config.output_bias, tokens)
 
 
 def _accumulate(
-    hidden: Callable[[jax.Array], jax.Array],
-    target: Callable[[Tokens], jax.Array],
-    weight: jax.Array,
-    centred: bool,
-    tokens: Tokens,
-    bias: jax.Array | None = None,
-    correction: float = 1.0,
+    seen: Callable[[Tokens], tuple[jax.Array, jax.Array]], weight: jax.Array, centred: bool, tokens: Tokens
 ) -> Moments:
     """Accumulates the moments of a weight's [f, d] channels [N, f] and a target [N, d], sharded along the rows."""
-    f, d = weight.shape
-    weight = weight.astype(jnp.float32)
 
-    def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
-        flat = chunk.flat()
-        h, y = flat.weighted(hidden(chunk.residual)), flat.weighted(target(flat))
+    f, d = weight.shape
+
+    def weighted(chunk: Tokens) -> tuple[jax.Array, jax.Array, jax.Array]:
+        h, y = map(chunk.flat().weighted, seen(chunk))
         return h, y, jnp.square(y).sum()
 
-    gram, cross, hidden_mean, target_mean, power = mean_products(seen, tokens, f, d)
-    if correction < 1 and tokens.output is None:
-        # Adds 1 - c times the moments of the dense output, H W + b, and its products with what is missing.
-        own = mesh.shard_rows(gram @ weight)
-        bias = jnp.zeros(d, jnp.float32) if bias is None else bias.astype(jnp.float32)
-        own_mean = hidden_mean @ weight + bias
-        c = correction
-        crossed = (weight * cross).sum() + bias @ target_mean
-        own_power = (weight * own).sum() + bias @ (2 * own_mean - bias)
-        power = (1 - c) ** 2 * own_power + 2 * c * (1 - c) * crossed + c**2 * power
-        cross = (1 - c) * (own + hidden_mean[:, None] * bias[None, :]) + c * cross
-        target_mean = (1 - c) * own_mean + c * target_mean
+    gram, cross, hidden_mean, target_mean, power = mean_products(weighted, tokens, f, d)
     variance = jnp.diagonal(gram) - jnp.square(hidden_mean)
-    problem = Problem(gram, cross, power, weight)
+    problem = Problem(gram, cross, power, weight.astype(jnp.float32))
     if centred:
         problem = problem.centred(hidden_mean, target_mean)
     problem = jax.tree.map(lambda a: mesh.shard_rows(a) if a.ndim else a, problem)

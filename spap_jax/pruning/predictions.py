@@ -3,22 +3,12 @@
 Of the dense model only its last stream is needed. One block may use another MLP than that in the stack.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.models.blocks import get_layer, over_blocks
-from spap_jax.models.loss import (
-    Comparison,
-    Predictor,
-    Target,
-    compare,
-    counted_predictions,
-    loss_sum,
-    next_tokens,
-)
+from spap_jax.models.loss import Predictor, Target, loss_sum
 from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
 from spap_jax.parallel import collectives
 from spap_jax.parallel.program import program
@@ -46,31 +36,6 @@ def divergence(
 
     total = collectives.psum_over_chunks(sums, chunks, outer, to_slice(layers), mlp)
     return total / streams.fitting_tokens(chunks).real
-
-
-@program(static_argnames="config")
-@full_precision
-def compare_ends(
-    config: DecoderConfig, outer: Params, ends: Streams, tokens: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    """Compares the predictions of the two streams after the last block: mean KL(dense || pruned) and agreement.
-
-    Args:
-        tokens: [C, B, T] the tokens of the chunks; mask as in ``Sequences``.
-    """
-
-    def sums(own: tuple[Streams, jax.Array, jax.Array | None], outer: Params) -> tuple[Comparison, jax.Array]:
-        def add(total: Any, chunk: tuple[Streams, jax.Array, jax.Array | None]) -> tuple[Any, None]:
-            (end, tokens, mask), predictor = chunk, Predictor(config, outer)
-            counts = counted_predictions(tokens, mask)
-            counts = counts if end.weights is None else counts & (end.weights > 0)
-            found = compare(predictor, end.pruned, next_tokens(tokens), counts, Target(predictor, end.dense))
-            return jax.tree.map(jnp.add, total, (found, counts.sum())), None
-
-        return jax.lax.scan(add, (Comparison(*jnp.zeros(4)), jnp.int32(0)), own)[0]
-
-    found, count = collectives.psum_over_chunks(sums, (ends, tokens, mask), outer)
-    return found.divergence / count, found.agreement / count
 
 
 take_layer = program(get_layer)

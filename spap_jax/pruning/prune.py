@@ -54,7 +54,6 @@ class MemoryStore:
 
     def __init__(self, config: DecoderConfig) -> None:
         """Prepares for the blocks of a pruned decoder."""
-        self._config = config
         self.layers: list[Params] = [{}] * config.layers
 
     def block(self, index: int) -> Any:
@@ -66,7 +65,7 @@ class MemoryStore:
 
     def replace(self, index: int, layer: Params) -> None:
         """Keeps a block that joint steps have changed."""
-        self.layers[index] = layer_to_host(self._config, layer)
+        self.layers[index] = layer_to_host(layer)
 
     def save_state(self, tree: Any, checks: Sequence[Json]) -> None:
         """Keeps nothing."""
@@ -174,7 +173,9 @@ def prune_block(
     del seen
     judged = []
     if held_out.residual.size:
-        judged = mlp.held_out_errors(config, params, held_out, run.correction, choice.kept, stages)
+        seen = moments.accumulate(config, params, held_out, run.correction)
+        judged = [mlp.error_by_moments(seen, config.mlp_bias, choice.kept, stage) for stage in stages]
+        del seen
     clock.lap("errors", judged)
     rounds = 0
     if mlp.rounds_pay(run, reports):

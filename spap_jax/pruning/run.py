@@ -2,18 +2,18 @@
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from spap_jax.checkpoint.prefetch import blocks_in_order
 from spap_jax.data.tokens import TokenBlocks, check_counted, concatenated, further_of, ids_of, mask_of
 from spap_jax.errors import UserError, option, warn
 from spap_jax.models import FAMILIES, DecoderConfig, Params
-from spap_jax.parallel import mesh
+from spap_jax.parallel import mesh, placement
 from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences, chunked, fitted_of
 from spap_jax.pruning import reduce
@@ -65,11 +65,22 @@ class Dense(NamedTuple):
     outer: Params
     read_layer: Callable[[int], Params]
 
-    def blocks(self, numbers: Iterable[int] | None = None) -> Iterable[tuple[int, Params]]:
-        """Yields blocks with their numbers, on the devices, each at its own width; the next is read meanwhile."""
+    def blocks(self, numbers: Iterable[int] | None = None) -> Iterator[tuple[int, Params]]:
+        """Yields blocks with their numbers, on the devices, each at its own width; a thread reads the next meanwhile.
+
+        Raises:
+            UserError: a block cannot be read; raised when its turn has come.
+        """
         numbers = [*(range(self.config.layers) if numbers is None else numbers)]
-        for index, layer in blocks_in_order(self.config, self.read_layer, numbers):
-            yield index, reduce.resized(layer, self.config.of_layer(index).intermediate)
+        with ThreadPoolExecutor(1, "reading") as reader:
+            following = (reader.submit(placement.read, self.read_layer(number)) for number in numbers)
+            coming = next(following, None)
+            for index in numbers:
+                assert coming is not None
+                layer = jax.block_until_ready(placement.shard_params(self.config, coming.result()))
+                coming = next(following, None)  # now, so that the host holds one block at a time
+                yield index, reduce.resized(layer, self.config.of_layer(index).intermediate)
+                del layer
 
 
 @dataclass(frozen=True, eq=False, repr=False)

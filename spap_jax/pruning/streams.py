@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.models import Block, DecoderConfig, Params, decoder
-from spap_jax.numerics import full_precision, storage, stored
+from spap_jax.numerics import full_precision, in_bfloat16
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
 from spap_jax.parallel.program import program
@@ -79,8 +79,8 @@ def both_at(config: DecoderConfig, x: jax.Array, counted: jax.Array | None) -> S
 
 @program
 def rounded(stream: jax.Array) -> jax.Array:
-    """Rounds a stream to bfloat16, stored as its bits; see ``numerics.storage``."""
-    return stored(stream, storage("bfloat16"))
+    """Rounds a stream to bfloat16, stored as its bits."""
+    return in_bfloat16(stream)
 
 
 def both(program: Callable[..., Streams], config: DecoderConfig, layer: Params, pair: Pair) -> Pair:
@@ -107,21 +107,6 @@ def enter_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     full = r + piece(y, method=Block.mlp_addition)
     pruned = piece(chunk.pruned, *causal(chunk.pruned), method=Block.attend)
     return _aimed(chunk, Streams(full, pruned, y))
-
-
-@_program
-def enter_dense_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
-    """Computes the result of ``enter_mlp`` before any block is pruned, from the dense stream alone."""
-    piece = functools.partial(decoder.block, config, layer)
-    r = piece(chunk.dense, *causal(chunk.dense), method=Block.attend)
-    y = piece(r, method=mlp_output)
-    return _aimed(chunk, Streams(r + piece(y, method=Block.mlp_addition), r, y))
-
-
-@_program
-def leave_dense_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
-    """Applies the block's closing norm to the dense stream; the other stream is meaningless afterwards."""
-    return chunk._replace(dense=decoder.block(config, layer, chunk.dense, method=Block.finish))
 
 
 @_program

@@ -7,7 +7,7 @@ the sequence is monotone and never ends above the closed-form refit it started f
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,7 +16,6 @@ import optax
 
 from spap_jax.numerics import in_float32
 from spap_jax.parallel import collectives
-from spap_jax.solver import grams
 from spap_jax.solver.problem import Problem, explained, refit, scaled
 
 _TINY = jnp.finfo(jnp.float32).tiny
@@ -125,42 +124,20 @@ def _projected(weights: Weights, channels: jax.Array) -> jax.Array:
 
 
 def relative_error(mlp: MlpFunctions, weights: Weights, tokens: Tokens) -> jax.Array:
-    """Computes the squared error over the squared target, summed over all tokens, []; nan if there are none."""
-
-    def seen(chunk: Tokens) -> tuple[jax.Array, jax.Array]:
-        return mlp.hidden(weights.inner, chunk.residual), mlp.target(chunk)
-
-    [error] = relative_errors(seen, [weights], tokens)
-    return error
-
-
-def relative_errors(
-    seen: Callable[[Tokens], tuple[jax.Array, jax.Array]], stages: Sequence[Weights], tokens: Tokens
-) -> list[jax.Array]:
-    """Computes the relative errors, [] each, of weights with the same inner projections, in one pass over the tokens.
-
-    Args:
-        seen: Computes the hidden channels [..., k] and the target [..., d] of some of the tokens.
-        stages: The weights; their inner projections are not used.
-        tokens: Without tokens, errors are nan.
-    """
-    if not tokens.residual.size:
-        return [jnp.float32(jnp.nan)] * len(stages)
+    """Computes the squared error over the squared target, summed over all tokens, []."""
 
     def add(total: jax.Array, chunk: Tokens) -> tuple[jax.Array, None]:
         chunk = in_float32(chunk)
-        channels, target = seen(chunk)
-        return total + _squares(chunk, target, *(_projected(stage, channels) for stage in stages)), None
+        return total + _squares(chunk, mlp.target(chunk), output(mlp.hidden, weights, chunk.residual)), None
 
-    start = jnp.zeros(1 + len(stages), jnp.float32)
-    power, *errors = collectives.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
-    return [error / jnp.maximum(power, _TINY) for error in errors]  # a layer that adds nothing has no target
+    start = jnp.zeros(2, jnp.float32)
+    power, error = collectives.psum_over_chunks(lambda own: jax.lax.scan(add, start, own)[0], tokens)
+    return error / jnp.maximum(power, _TINY)  # a layer that adds nothing has no target
 
 
-def _squares(tokens: Tokens, target: jax.Array, *outputs: jax.Array) -> jax.Array:
-    """Computes the weighted sums of the squared target, and of the squared error of each output."""
-    rows = (target, *(target - each for each in outputs))
-    return jnp.stack([jnp.square(tokens.weighted(each)).sum() for each in rows])
+def _squares(tokens: Tokens, target: jax.Array, made: jax.Array) -> jax.Array:
+    """Computes the weighted sums of the squared target, and of the squared error of an output."""
+    return jnp.stack([jnp.square(tokens.weighted(each)).sum() for each in (target, target - made)])
 
 
 def mean_products(
@@ -181,14 +158,15 @@ def mean_products(
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
         h, y, own = seen(in_float32(chunk))
-        gram, others = total
-        parts = (h.T @ y, h.sum(axis=0), y.sum(axis=0), own)
-        return (grams.added(gram, h), jax.tree.map(jnp.add, others, parts)), None
+        # Materialise the transpose: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
+        across = jax.lax.optimization_barrier(h.T)
+        parts = (across @ h, across @ y, h.sum(axis=0), y.sum(axis=0), own)
+        return jax.tree.map(jnp.add, total, parts), None
 
     def sums(own: Tokens) -> tuple:
-        start = grams.zeros(f), tuple(jnp.zeros(shape, jnp.float32) for shape in ((f, d), f, d, squares))
-        gram, (cross, *others) = jax.lax.scan(add, start, own)[0]
-        return (grams.whole(gram), cross), others
+        start = tuple(jnp.zeros(shape, jnp.float32) for shape in ((f, f), (f, d), f, d, squares))
+        gram, cross, *others = jax.lax.scan(add, start, own)[0]
+        return (gram, cross), others
 
     totals = collectives.psum_scatter_over_chunks(sums, tokens)
     (gram, cross), (h_mean, y_mean, own) = jax.tree.map(lambda total: total / tokens.real, totals)

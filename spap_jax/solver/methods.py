@@ -14,7 +14,7 @@ from jax import Array
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import criteria, groups
 from spap_jax.solver.penalty import select
-from spap_jax.solver.problem import Problem, System, equilibrate
+from spap_jax.solver.problem import Problem, System
 from spap_jax.solver.swap import Polished, polish
 
 SWAP_ROUNDS = 8
@@ -93,22 +93,6 @@ METHODS: dict[str, PruningMethod] = {
 def update_used(settings: PruneSettings) -> str:
     """Returns the update used in a run: "none", "bias", "refit" or "alternate"."""
     return METHODS[settings.method].update if settings.update == "own" else settings.update
-
-
-def choose_channels(
-    method: str, problem: Problem, mean: Array, variance: Array, keep: int, ridge: float, key: Array
-) -> Choice:
-    """Chooses a layer's channels; the improving swaps are counted for every method, whether it makes swaps or not.
-
-    Args:
-        mean: [f] mean of each hidden channel over the calibration tokens.
-        variance: [f] variance of each hidden channel over the calibration tokens.
-        keep: Number of channels to keep, k; static, as is `method`.
-        ridge: Least relative ridge of the system.
-    """
-    system = equilibrate(problem, ridge)
-    chosen = select_channels(method, SelectorInputs(problem, system, mean, variance, key), keep)
-    return Choice(*chosen, system.ridge, mean)
 
 
 def select_channels(method: str, layer: SelectorInputs, keep: int, swap_rounds: int = SWAP_ROUNDS) -> Polished:

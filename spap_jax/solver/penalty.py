@@ -16,7 +16,7 @@ from jax import Array, lax
 from spap_jax.numerics import full_precision
 from spap_jax.solver.checks import check_positive, check_whole, or_none
 from spap_jax.solver.problem import System, is_finite
-from spap_jax.solver.tableau import Tableau, part, pivot
+from spap_jax.solver.tableau import Tableau, pivot
 
 POOL = 4  # candidates per step for every channel that may be removed
 _LEAST_POOL = 64
@@ -119,6 +119,6 @@ def cheapest_block(tableau: Tableau, b: int, slack: float | Array) -> tuple[Arra
         inverse = inverse - jnp.outer(ratio, inverse[j])
         return (inverse, power, open_.at[j].set(False)), (j, costs[j])
 
-    state = (part(tableau.matrix, pool, pool), rows @ rows.T, jnp.isfinite(negated))
+    state = (tableau.matrix[pool].T[pool].T, rows @ rows.T, jnp.isfinite(negated))
     _, (order, prices) = lax.scan(choose, state, length=b)
     return pool[order], prices

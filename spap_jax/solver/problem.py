@@ -5,7 +5,6 @@ The layer's error for kept channels S and output projection V, ``|Y - H_S V|^2 /
 channels, a thousand times larger than their neighbours in real models, would otherwise exhaust float32 precision.
 """
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ from spap_jax.solver.checks import (
     check_status,
     first_status,
 )
-from spap_jax.solver.tableau import Tableau, positive_solution, solved, uses_lapack
+from spap_jax.solver.tableau import Tableau, solved
 
 _RIDGE_GROWTHS = 8
 _ROUNDING = 1e-2
@@ -29,9 +28,6 @@ _ROUNDING = 1e-2
 
 _ASYMMETRY = 1e-4
 """Tolerated difference of symmetric entries of a Gram matrix, relative to the energies of both channels."""
-
-_OUTPUTS = 1024
-"""Outputs whose explained power is computed at a time."""
 
 _NOISE = 2e-5
 """Rounding of a float32 sum of squares over some ten thousand tokens, relative to the sum."""
@@ -187,9 +183,9 @@ def refit(system: System | Scaled, kept: Array | None = None) -> Array:
     Raises:
         UserError: ``kept`` are not distinct channel numbers.
     """
-    if kept is None:
-        return system.scale[:, None] * positive_solution(system.gram, system.cross)
-    check_channels(kept, system.gram.shape[0])
+    f = system.gram.shape[0]
+    kept = jnp.arange(f) if kept is None else kept
+    check_channels(kept, f)
     return system.scale[kept][:, None] * _weights(system, kept)
 
 
@@ -222,32 +218,20 @@ def relative_error(problem: Problem, kept: Array, projection: Array) -> Array:
 def explained(problem: Problem, kept: Array | None, projection: Array) -> Array:
     """Computes the target power that the kept channels explain: ``|Y|^2 - |Y - H_S V|^2``, [], means over the tokens.
 
-    A few outputs at a time: devices that divide the rows of G all need those of V.
-
     Args:
         problem: The layer, f channels; its ``target_power`` is not used.
         kept: [k] channel numbers; None if all are kept.
         projection: [k,d] output projection of the kept channels, in the original scale.
     """
-    d = projection.shape[1]
-    size = math.gcd(d, _OUTPUTS)
-
-    def add(total: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-        cross, some = (lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in (problem.cross, projection))
-        if kept is not None:
-            some = jnp.zeros_like(cross).at[kept].set(some)
-        residual = cross - problem.gram @ some
-        linear, left = (jnp.sum(jnp.sum(some * each, axis=1)) for each in (cross, residual))
-        return (total[0] + linear, total[1] + left), None
-
-    zero = jnp.zeros((), problem.cross.dtype)
+    if kept is not None:
+        projection = jnp.zeros_like(problem.cross).at[kept].set(projection)
+    residual = problem.cross - problem.gram @ projection
     # Summed apart, so that the small term, <V, residual>, does not lose precision next to the large one.
-    linear, left = lax.scan(add, (zero, zero), jnp.arange(0, d, size))[0]
+    linear, left = (jnp.sum(jnp.sum(projection * each, axis=1)) for each in (problem.cross, residual))
     return linear + left
 
 
 def _weights(system: System | Scaled, kept: Array) -> Array:
-    """Solves for the output projection of the kept channels, [k,d], in the scaled channels."""
-    if uses_lapack():
-        return positive_solution(system.gram[kept[:, None], kept[None, :]], system.cross[kept])
-    return solved(system.gram, system.cross, kept)[0].rows[kept]
+    """Solves for the projection [k,d] of kept channels, in the scaled channels; NaN if rounding left no solution."""
+    tableau, least = solved(system.gram, system.cross, kept)
+    return jnp.where(least > 0, tableau.rows[kept], jnp.nan)

@@ -68,8 +68,6 @@ def solve(
 
     The function works under ``jax.jit``, with ``keep``, ``steps`` and ``swap_rounds`` static, and under ``jax.vmap``.
     Invalid values raise an error if they are concrete; under tracing they are not, and ``status`` reports the failure.
-    On a CPU, solve several layers of more than a few hundred channels with ``jax.lax.map`` rather than ``jax.vmap``:
-    batched factorisations of large matrices can deadlock there (JAX 0.10).
 
     Args:
         gram: [f,f] H'H / N.

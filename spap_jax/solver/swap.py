@@ -18,7 +18,7 @@ from jax import Array, lax
 from spap_jax.numerics import full_precision
 from spap_jax.solver.checks import check_channels, check_whole, or_none
 from spap_jax.solver.problem import System, is_finite, smallest_pivot
-from spap_jax.solver.tableau import Tableau, inverted, part, pivot, solved
+from spap_jax.solver.tableau import Tableau, inverted, pivot, solved
 
 TOLERANCE = 1e-6  # of the explained power: a smaller gain is within the rounding of the moments themselves
 BLOCK = 16  # at most one swap per round for this many channels on the smaller side
@@ -138,7 +138,7 @@ def swap_gains(tableau: Tableau, kept: Array, removed: Array, floor: float | Arr
 
     ``floor`` is a lower bound of a Schur complement.
     """
-    negated = part(tableau.matrix, removed, kept)
+    negated = tableau.matrix[removed].T[kept].T
     return _gains(tableau, jnp.diagonal(tableau.matrix), removed, negated, kept, floor)
 
 
@@ -204,6 +204,6 @@ def block_gain(tableau: Tableau, block: Array, active: Array) -> Array:
     """
     both = active[:, None] & active[None, :]
     eye = jnp.eye(block.size, dtype=tableau.matrix.dtype)
-    inverse, _ = inverted(jnp.where(both, part(tableau.matrix, block, block), eye))
+    inverse, _ = inverted(jnp.where(both, tableau.matrix[block].T[block].T, eye))
     rows = tableau.rows[block] * active[:, None]
     return -jnp.sum(rows * (inverse @ rows))

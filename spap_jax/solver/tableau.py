@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from spap_jax import backend
 from spap_jax.parallel import mesh
@@ -110,30 +109,6 @@ def _updated(matrix: Array, panel: Array, across: Array, swept: Array, where: Ar
     inside = jnp.zeros(f, bool).at[where].set(True, mode="drop")[None, :]
     left, right = jnp.concatenate([panel, -swept]), jnp.concatenate([jnp.where(inside, 0, across), ones])
     return (jnp.where(inside, 0, matrix) - left.T @ right).at[where, :].set(swept, mode="drop")
-
-
-def positive_solution(matrix: Array, right: Array) -> Array:
-    """Solves a positive definite system: NaN if rounding left it indefinite. matrix: [n,n], right: [n,d] -> [n,d]."""
-    if uses_lapack():
-        return cho_solve(cho_factor(matrix, lower=True), right)
-    tableau, least = solved(matrix, right, jnp.arange(matrix.shape[0]))
-    return jnp.where(least > 0, tableau.rows, jnp.nan)
-
-
-def uses_lapack() -> bool:
-    """Whether systems with few right-hand sides are factorised, which saves operations: only on CPUs, which have
-    LAPACK.
-
-    For an accelerator the compiler expands factorisations into large, slow programs.
-    """
-    return backend.platform() == "cpu"
-
-
-def part(matrix: Array, rows: Array, columns: Array) -> Array:
-    """Returns the entries [r,c] of a matrix at some rows [r] and columns [c], gathering a panel of rows at a time."""
-    count, size = rows.size, min(PANEL, rows.size)
-    panels = jnp.pad(rows, (0, -count % size)).reshape(-1, size)
-    return lax.map(lambda panel: matrix[panel].T[columns].T, panels).reshape(-1, columns.size)[:count]
 
 
 def inverted(matrix: Array) -> tuple[Array, Array]:

@@ -14,9 +14,6 @@ from spap_jax.errors import UserError, without_password
 _SCHEMES = {"gcs": "gs", "s3a": "s3", "local": "file"}
 """Other spellings of the same store."""
 
-_HIDDEN = re.compile(r"\..+\.(resume(-[0-9]+)?|(partial|replaced)-[0-9a-f]{8})")
-"""Matches the names that `beside` makes."""
-
 
 def is_address(name: str | Path) -> bool:
     """Whether a name is an address rather than a path or a hub id: it begins like gs:// or hf://."""
@@ -94,36 +91,27 @@ def check_apart(output: str | Path, inputs: Mapping[str, str | Path | None]) -> 
         inputs: Paths or addresses that the command reads, by their roles, such as "the model"; None if it is no file.
 
     Raises:
-        UserError: The name is not usable, or the output, or the folder of an unfinished run, overlaps an input.
+        UserError: The name is not usable, or the output overlaps an input.
     """
     check_name(output)
-    whole = output if is_address(output) else real_path(output)
-    kept = beside(whole, "resume")
-    subjects = {
-        f"the output {output}": whole,
-        f"the folder {kept}, in which an unfinished run into {output} is kept,": kept,
-    }
-    for subject, place in subjects.items():
-        for role, name in inputs.items():
-            if name is None:
-                continue
-            inside, around = is_within(place, name), is_within(name, place)
-            if inside or around:
-                how = f"is {role}" if inside and around else f"{'lies inside' if inside else 'contains'} {role}"
-                raise UserError(f"{subject} {how} {name}: name another place for the output.")
+    for role, name in inputs.items():
+        if name is None:
+            continue
+        inside, around = is_within(output, name), is_within(name, output)
+        if inside or around:
+            how = f"is {role}" if inside and around else f"{'lies inside' if inside else 'contains'} {role}"
+            raise UserError(f"the output {output} {how} {name}: name another place for the output.")
 
 
 def check_name(output: str | Path) -> None:
     """Rejects an output without a usable name.
 
     Raises:
-        UserError: It is empty, the root of a file system, on the hub, has ".." or a pattern, or is one of this program.
+        UserError: It is empty, the root of a file system, on the hub, or has ".." or a pattern.
     """
     text = str(output)
     if not text.strip():
         raise UserError("the output has no name: name the folder to write.")
-    if "\0" in text:
-        raise UserError("the output's name holds a null character, which no name may: name another place.")
     if is_address(output):
         parts = text.rstrip("/").split("/")
         if text.lower().startswith("hf://"):
@@ -138,10 +126,6 @@ def check_name(output: str | Path) -> None:
         parts = real_path(output).parts
         if len(parts) == 1:
             raise UserError(f"the output {output} is the root of a file system: name a folder in it.")
-    if kept := [part for part in parts if _HIDDEN.fullmatch(part)]:
-        raise UserError(
-            f"the output {output} lies in {kept[0]}, a name under which unfinished runs are kept: name another place."
-        )
 
 
 def _identities(name: str | Path) -> list[set[object]]:

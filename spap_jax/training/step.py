@@ -23,12 +23,6 @@ from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences
 from spap_jax.training import lora
 
-REMAT: dict[str, Callable[..., Any] | None] = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-"""What a block keeps for its backward pass: only its input, or the outputs of its projections too."""
-
 
 class Recipe(NamedTuple):
     """An optimizer as a hashable value: the function that makes it, and its arguments."""
@@ -54,7 +48,6 @@ class Job(NamedTuple):
     dtype: str
     scale: float = 1.0
     teacher: DecoderConfig | None = None
-    remat: str = "full"
     text_weight: float = 0.0
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -246,7 +239,7 @@ def _last_stream(
         mesh.constrain_replicated(x),
         {**layers, **moving} if merged else layers,
         {} if merged else moving,
-        checkpoint=functools.partial(jax.checkpoint, policy=REMAT[job.remat]),
+        checkpoint=jax.checkpoint,
         # What is kept for the backward pass is the stream between blocks, which is divided.
         held=functools.partial(mesh.divide_along_model, axis=1),
     )

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_checkpoints import edit_config, raw_tensors, write
+from tiny_checkpoints import edit_config, fields, raw_tensors, write
 
 import spap_jax
 from spap_jax.api import PruneResult
 from spap_jax.checkpoint import load, load_orbax, save, save_orbax
-from spap_jax.checkpoint.config_text import edited
 from spap_jax.errors import UserError
 
 SENTENCE = r"the config\.json of \w+ has no field for biases on the MLP alone, .*: prune with update='none' or"
@@ -25,13 +24,11 @@ def flapped(folder: Path) -> PruneResult:
 
 def test_the_field_is_added_and_nothing_else_changes(tmp_path: Path):
     source = write("llama", tmp_path / "in")
-    text = (source / "config.json").read_bytes()
-    assert b"mlp_bias" not in text
+    before = fields(source)
+    assert "mlp_bias" not in dict(before)
     model = flapped(source).model
     save(model, tmp_path / "out")
-    written = (tmp_path / "out" / "config.json").read_bytes()
-    width = text.replace(b'"intermediate_size" :  53', b'"intermediate_size" :  37')
-    assert written == width.removesuffix(b"\r\n}") + b',\r\n   "mlp_bias" :  true\r\n}'
+    assert fields(tmp_path / "out") == [*(dict(before) | {"intermediate_size": 37, "mlp_bias": True}).items()]
     new = raw_tensors(tmp_path / "out").keys() - raw_tensors(source).keys()
     assert new == {f"model.layers.{i}.mlp.{name}_proj.bias" for i in range(3) for name in ("gate", "up", "down")}
     again = load(tmp_path / "out")
@@ -44,12 +41,9 @@ def test_the_field_is_added_and_nothing_else_changes(tmp_path: Path):
 
 def test_a_field_that_says_no_says_yes(tmp_path: Path):
     source = edit_config(write("llama", tmp_path / "in"), mlp_bias=False)
-    text = (source / "config.json").read_text()
     save(flapped(source).model, tmp_path / "out")
-    expected = text.replace('"mlp_bias": false', '"mlp_bias": true').replace(
-        '"intermediate_size": 53', '"intermediate_size": 37'
-    )
-    assert (tmp_path / "out" / "config.json").read_text() == expected
+    expected = dict(fields(source)) | {"intermediate_size": 37, "mlp_bias": True}
+    assert fields(tmp_path / "out") == [*expected.items()]
 
 
 @pytest.mark.parametrize("variant", ["qwen2", "opt_no_bias"])
@@ -85,18 +79,3 @@ def test_the_card_names_the_original_as_the_hub_knows_it(name: str, repo: str | 
     assert (card.data.base_model, card.data.library_name) == (repo, "transformers")
     assert card.data.pipeline_tag == "text-generation"
     assert f"Made from `{name}` by SPAP-JAX {spap_jax.__version__}: " in card.text
-
-
-TEXTS = {
-    '{"a": 1}': '{"a": 2,"new": true}',
-    '{"a": 1, "b": {"a": 5}}': '{"a": 2, "b": {"a": 5}, "new": true}',
-    '\n{\n\t"b": [1, 2],\n\t"a":1\n}\n': '\n{\n\t"b": [1, 2],\n\t"a":2,\n\t"new":true\n}\n',
-    '{ "\\"x" : "}, {" , "a" :null }': '{ "\\"x" : "}, {" , "a" :2, "new" :true }',
-}
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_edits_of_any_layout(text: str):
-    assert edited(text, {"new": True, "a": 2}) == TEXTS[text]
-    assert json.loads(TEXTS[text]) == json.loads(text) | {"a": 2, "new": True}
-    assert edited(text, {}) == text

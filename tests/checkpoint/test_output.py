@@ -258,8 +258,8 @@ def test_a_model_is_not_saved_over_or_into_or_around_its_source(
 
 @pytest.mark.parametrize(
     "output",
-    ["", "/", "a\0b", "..", "/proc/foo", "x" * 250, "file/out", "loop", ".out.resume/output",
-     ".out.partial-0123abcd", "gs://bucket/a/../b", "gs://bucket/run*", "gs://bucket", "hf://owner/name"],
+    ["", "/", "..", "/proc/foo", "x" * 250, "file/out", "loop",
+     "gs://bucket/a/../b", "gs://bucket/run*", "gs://bucket", "hf://owner/name"],
 )  # fmt: skip
 def test_names_that_no_output_can_have(
     output: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -75,24 +75,6 @@ def test_headers_take_two_requests_each(store: type[stores.Frail]):
     assert reader.at_address
 
 
-def test_of_a_weight_only_the_rows_that_are_wanted(store: type[stores.Frail], tmp_path: Path):
-    layer = Reader(locate(ADDRESS)).layer(1)
-    theirs = Reader(tmp_path / "in").layer(1)
-    (q_file, q_at, q_shape), (o_file, o_at, o_shape) = (
-        tensor(f"model.layers.1.self_attn.{name}_proj.weight") for name in "qo"
-    )
-    store.asked.clear()
-    heads = layer["attention"]["q"].shape[1]
-    second = (slice(None), slice(heads // 2, heads), slice(None))
-    assert np.array_equal(layer["attention"]["q"][second], theirs["attention"]["q"][second])
-    half = q_shape[0] // 2 * q_shape[1] * 2
-    assert store.asked == [(q_file, q_at + half, q_at + 2 * half)]
-    store.asked.clear()
-    second = (slice(heads // 2, heads), slice(None), slice(None))  # columns of the file
-    assert np.array_equal(layer["attention"]["o"][second], theirs["attention"]["o"][second])
-    assert store.asked == [(o_file, o_at, o_at + o_shape[0] * o_shape[1] * 2)]
-
-
 def test_a_process_asks_for_its_bytes_once(store: type[stores.Frail]):
     reader = Reader(locate(ADDRESS))
     store.asked.clear()

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from tiny_checkpoints import VARIANTS, edit_config, edit_tensors, raw_tensors, state, write, write_bin
+from tiny_checkpoints import VARIANTS, edit_config, edit_tensors, fields, raw_tensors, state, write, write_bin
 
 from spap_jax.checkpoint import Reader, is_orbax, load, load_orbax, save, save_orbax, weight_files
 from spap_jax.errors import UserError
@@ -83,10 +83,7 @@ def test_stock_transformers_loads_a_narrowed_model(variant: str, tmp_path: Path)
     assert not any(info.values()), info
     field = model.family.width_field
     assert getattr(loaded.config, field) == 40
-    text = (tmp_path / "in" / "config.json").read_bytes()
-    assert (tmp_path / "out" / "config.json").read_bytes() == text.replace(
-        b'%b" :  53' % field.encode(), b'%b" :  40' % field.encode()
-    )
+    assert fields(tmp_path / "out") == [*(dict(fields(tmp_path / "in")) | {field: 40}).items()]
     up = state(variant)[
         next(name for name in state(variant) if "1.mlp.up_proj.weight" in name or "1.fc1.weight" in name)
     ]

@@ -52,6 +52,11 @@ def write_bin(variant: str, folder: Path, dtype: str = "float32", shards: int = 
     return folder
 
 
+def fields(folder: Path) -> list[tuple[str, Any]]:
+    """Returns the fields of a folder's config.json in their order."""
+    return [*json.loads((folder / "config.json").read_bytes()).items()]
+
+
 def raw_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Returns dtype, shape and bytes of every tensor in a folder's safetensors files."""
     raw = {}

@@ -58,8 +58,6 @@ def test_an_output_that_touches_what_is_read(command: str, here: Path, capsys):
         ((*WORDS["finetune"], "--teacher", "./t/dense", "--output", "t"), "contains the teacher ./t/dense"),
         ((*WORDS["prune"], "--eval", "c4:e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
         ((*WORDS["prune"], "--eval", "file:///e/text.txt", "--output", "/e"), "data file:///e/text.txt"),
-        (("prune", "e/.out.resume/output", "--data", "wikitext2", "--output", "e/out"),
-         "e/.out.resume, in which an unfinished run into e/out is kept, contains the model e/.out.resume/output"),
         (("prune", "gs://b/in", "--data", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
         (("prune", "./in", "--data", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),
     ],

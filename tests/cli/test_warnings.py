@@ -6,16 +6,6 @@ import pytest
 from commands import STORIES, spap
 
 
-def test_blank_text(tmp_path: Path, capsys):
-    blank = tmp_path / "blank.txt"
-    blank.write_text("\n" * 10_000)
-    words = ("--output", tmp_path / "out", "--sequence-length", "64", "--sequences", "1")
-    said = spap(capsys, "finetune", STORIES, "--data", blank, *words)
-    assert said.code == 2  # nothing could be held out
-    (line,) = [line for line in said.err.splitlines() if "warning" in line]
-    assert "only 1 distinct value" in line
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

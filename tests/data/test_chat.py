@@ -13,7 +13,7 @@ from data_cases import read, refused, write_parquet
 
 from spap_jax.data.chat import prompts_of
 from spap_jax.data.sources import read_file
-from spap_jax.data.tokens import new_blocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.errors import UserError
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -157,7 +157,7 @@ def test_all_of_a_text_counts_beside_conversations(tmp_path: Path, monkeypatch: 
 def test_the_hash_depends_on_the_mask():
     tokens = np.arange(20).reshape(2, 10)
     masks = [None, np.ones((2, 10), bool), np.eye(2, 10, dtype=bool)]
-    assert len({new_blocks(tokens, "", 2, mask).sha256 for mask in masks}) == 3
+    assert len({TokenBlocks(tokens, "", 2, mask).sha256 for mask in masks}) == 3
 
 
 @pytest.mark.parametrize(

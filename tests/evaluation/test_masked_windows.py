@@ -6,13 +6,13 @@ import pytest
 from scipy.special import log_softmax
 
 import spap_jax as spap
-from spap_jax.data.tokens import new_blocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.evaluation.perplexity import compare, perplexity
 from spap_jax.models.model import Model, Source
 
 TOKENS = np.random.default_rng(3).integers(0, 97, (7, 16))
 MASK = np.random.default_rng(4).random((7, 16)) < 0.3
-BLOCKS = new_blocks(TOKENS, "", 7, MASK)
+BLOCKS = TokenBlocks(TOKENS, "", 7, MASK)
 
 
 def ported(name: str) -> Model:
@@ -50,4 +50,4 @@ def test_a_mask_in_which_nothing_counts():
     first = np.zeros(TOKENS.shape, bool)
     first[:, 0] = True
     with pytest.raises(spap.UserError, match="perplexity needs a prediction that counts"):
-        spap.perplexity(ported("llama_tied"), new_blocks(TOKENS, "", 7, first))
+        spap.perplexity(ported("llama_tied"), TokenBlocks(TOKENS, "", 7, first))

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from spap_jax.errors import UserError
 from spap_jax.evaluation import sequences
-from spap_jax.evaluation.generation import Sampling, generate
-from spap_jax.evaluation.sequences import Replicas, Score, batches, continuations, log_likelihoods, replicas_of
+from spap_jax.evaluation.generation import generate
+from spap_jax.evaluation.sequences import Score, batches, continuations, log_likelihoods
 from spap_jax.models import decoder
 from spap_jax.models.model import Model, Source
+from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import shard_params
 
 NAME = "opt_125m_like"  # learned positions would reveal padding that counts
 LENGTHS = (2, 3, 33, 9, 40, 64, 5, 31, 32, 17, 12)
-GREEDY = (Sampling(), jax.random.key(0))
 PREDICTED = (1, 2, 32, 1, 7, 20, 0, 30, 3, 1, 1)
 
 
@@ -32,7 +33,11 @@ def texts(lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
     return [draw.integers(2, 97, length).tolist() for length in lengths]
 
 
-def scored(model: Replicas, batch_tokens: int) -> list[Score]:
+def placed(model: Model) -> Model:
+    return model.replace(params=shard_params(model.config, model.params))
+
+
+def scored(model: Model, batch_tokens: int) -> list[Score]:
     found = list(log_likelihoods(model, texts(), PREDICTED, batch_tokens))
     assert sum(map(len, found)) == len(LENGTHS)
     return [score for _, score in sorted(item for part in found for item in part.items())]
@@ -41,7 +46,8 @@ def scored(model: Replicas, batch_tokens: int) -> list[Score]:
 @pytest.mark.parametrize(("devices", "batch_tokens"), [(1, 128), (8, 64)])
 def test_likelihoods_are_those_of_transformers_one_by_one(devices: int, batch_tokens: int) -> None:
     theirs = hf_models.hf_model(NAME)
-    found = scored(replicas_of(ported(), jax.devices()[:devices]), batch_tokens)
+    with mesh.use_mesh(devices):
+        found = scored(placed(ported()), batch_tokens)
     likeliest = []
     for text, count, score in zip(texts(), PREDICTED, found, strict=True):
         tokens = torch.tensor(text)
@@ -59,7 +65,7 @@ def test_what_the_model_would_write_is_greedy() -> None:
     text = generate(model, np.array([[5, 9]]), 6, eos=())[0].tolist()
     wrong = [*text[:-2], (text[-2] + 1) % 97, text[-1]]
     both = dict(enumerate([text, wrong]))
-    (found,) = log_likelihoods(replicas_of(model), list(both.values()), [6, 6], 4096)
+    (found,) = log_likelihoods(model, list(both.values()), [6, 6], 4096)
     assert [found[index].is_greedy for index in both] == [True, False]
 
 
@@ -70,7 +76,7 @@ def of_ones(rows: int, length: int, predicted: int) -> list[np.ndarray]:
 
 
 def test_choices_of_one_token_pass_through_the_model_once() -> None:
-    model, [text, other] = replicas_of(ported(), jax.devices()[:1]), texts((40, 40))
+    model, [text, other] = ported(), texts((40, 40))
     asked = [text, [*text[:-1], 7], other, [*text[:-1], 8], text]
     (one, two) = log_likelihoods(model, asked, [1] * 4 + [3], 48 * 2)
     assert [sorted(one), sorted(two)] == [[0, 1, 2, 3], [4]]
@@ -81,37 +87,36 @@ def test_choices_of_one_token_pass_through_the_model_once() -> None:
 
 
 def test_every_device_scores_its_own_share() -> None:
-    model = replicas_of(ported())
-    arrays = sequences._split(model.mesh, *of_ones(16, 32, 4))
-    compiled = sequences._score.lower(model.config, model.mesh, model.params, *arrays).compile()
-    words = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
-    assert not [word for word in words if word in (compiled.as_text() or "")]
-    sums, _ = compiled(model.params, *arrays)
+    with mesh.use_mesh(8):
+        model = placed(ported())
+        arrays = [*map(mesh.shard_chunks, of_ones(16, 32, 4))]
+        compiled = sequences._score.lower(model.config, model.params, *arrays).compile()
+        words = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+        assert not [word for word in words if word in (compiled.as_text() or "")]
+        sums, _ = compiled(model.params, *arrays)
     assert {shard.data.shape for shard in sums.addressable_shards} == {(2, 2)}
     assert len({shard.device for shard in sums.addressable_shards}) == 8
 
 
 def test_new_lengths_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    model = replicas_of(ported(), jax.devices()[:2])  # a mesh for which no other test compiles anything
-
     def compiled(*lengths: int) -> bool:
         caplog.clear()
         with jax.log_compiles():
             list(log_likelihoods(model, texts(lengths), [1] * len(lengths), 4096))
         return any("Compiling jit(_score)" in record.getMessage() for record in caplog.records)
 
-    assert compiled(20, 20, 20)
-    assert not compiled(2, 7, 21, 33)
-    assert compiled(2, 7, 21, 34)
-    assert not compiled(40, 49)
+    with mesh.use_mesh(2):  # for which no other test compiles anything
+        model = placed(ported())
+        assert compiled(20, 20, 20)
+        assert not compiled(2, 7, 21, 33)
+        assert compiled(2, 7, 21, 34)
+        assert not compiled(40, 49)
 
 
 def test_the_logits_of_a_few_tokens_are_held_at_once() -> None:
-    model = replicas_of(ported(), jax.devices()[:1])
-    model = model._replace(config=dataclasses.replace(model.config, vocabulary=6000))
-    params = decoder.init(model.config, jax.random.key(0))
-    arrays = sequences._split(model.mesh, *of_ones(1, 1024, 1024))
-    sizes = sequences._score.lower(model.config, model.mesh, params, *arrays).compile().memory_analysis()
+    config = dataclasses.replace(ported().config, vocabulary=6000)
+    params = decoder.init(config, jax.random.key(0))
+    sizes = sequences._score.lower(config, params, *of_ones(1, 1024, 1024)).compile().memory_analysis()
     assert sizes is not None
     assert sizes.temp_size_in_bytes < 1024 * 6000 * 4 / 2
 
@@ -140,9 +145,9 @@ def test_batches(lengths: list[int], batch_tokens: int, devices: int, following:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_continuations_are_those_of_one_prompt_at_a_time(devices: int) -> None:
     model, prompts = ported(), texts((3, 40, 33, 1, 12, 20, 31, 2, 5))
-    placed = replicas_of(model, jax.devices()[:devices])
-    parts = list(continuations(placed, prompts, 40, lambda tokens: False, 256, *GREEDY))
-    assert len(parts) == (5 if devices == 1 else 2)  # two sequences at a time, counting new tokens
+    with mesh.use_mesh(devices):
+        parts = list(continuations(placed(model), prompts, 40, lambda tokens: False, 256))
+    assert len(parts) == (4 if devices == 1 else 2)  # two or three sequences at a time, counting new tokens
     found = {index: tokens for part in parts for index, tokens in part.items()}
     for index, prompt in enumerate(prompts):
         together = np.pad(prompt, (40 - len(prompt), 0))[None, :]
@@ -157,25 +162,11 @@ def test_writing_stops_when_all_texts_have_ended() -> None:
         seen.append(len(tokens))
         return len(tokens) > 32
 
-    (found,) = continuations(replicas_of(ported()), prompts, 96, ended, 4096, *GREEDY)
+    (found,) = continuations(ported(), prompts, 96, ended, 4096)
     assert [len(found[index]) for index in range(2)] == [64, 64]
     assert set(seen) == {32, 64}
 
 
-def test_sampling() -> None:
-    model = replicas_of(ported())
-
-    def written(sampling: Sampling, seed: int) -> list[list[int]]:
-        (found,) = continuations(model, texts((3,) * 16), 8, bool, 4096, sampling, jax.random.key(seed))
-        return [found[index] for index in range(16)]
-
-    warm = Sampling(temperature=2.0)
-    assert written(warm, 1) == written(warm, 1) != written(warm, 2)
-    assert written(Sampling(temperature=2.0, top_k=1), 1) == written(Sampling(), 1)
-    same = continuations(model, [[5, 9, 11]] * 16, 8, bool, 4096, warm, jax.random.key(1))
-    assert len({tuple(tokens) for tokens in next(same).values()}) == 16  # every row is sampled independently
-
-
 def test_a_token_that_the_model_does_not_know() -> None:
-    with pytest.raises(UserError, match="token ids from 0 to 97, but the model's go from 0 to 96"):
-        list(log_likelihoods(replicas_of(ported()), [[3, 97]], [1], 4096))
+    with pytest.raises(UserError, match="token ids from 97 to 97, but the model's go from 0 to 96"):
+        list(log_likelihoods(ported(), [[3, 97]], [1], 4096))

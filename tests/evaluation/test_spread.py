@@ -11,9 +11,9 @@ import pytest
 from spap_jax import api
 from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import Sampling, generate
+from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.perplexity import compare, negative_log_likelihood, perplexity
-from spap_jax.evaluation.sequences import Replicas, continuations, replicas_of
+from spap_jax.evaluation.sequences import continuations
 from spap_jax.evaluation.speed import arithmetic, time_generation
 from spap_jax.models import decoder
 from spap_jax.models.model import Model, Source
@@ -88,14 +88,14 @@ def test_groups_whose_texts_end_at_different_steps_take_the_same_turns():
 
 
 def test_tasks_run_where_the_weights_are_shared():
-    def written(replicas: Replicas) -> dict[int, list[int]]:
+    def written(placed: Model) -> dict[int, list[int]]:
         prompts = [row[:9].tolist() for row in TOKENS]
-        parts = continuations(replicas, prompts, 32, lambda _: False, 64, Sampling(1.0), jax.random.key(0))
+        parts = continuations(placed, prompts, 40, lambda _: False, 64)
         return {number: text for part in parts for number, text in part.items()}
 
-    alone = written(replicas_of(model(), jax.devices()[:1]))
+    alone = written(model())
     with meshes.use_mesh(8, 4):
-        shared = replicas_of(model())
+        shared = model().replace(params=shard_params(model().config, model().params))
         assert shared.params["layers"]["mlp"]["up"].addressable_shards[0].data.shape == (3, 32, 32)
         found = written(shared)
     assert found == alone

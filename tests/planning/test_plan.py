@@ -82,7 +82,7 @@ def test_a_plan_of_a_run_with_joint_steps():
     assert not found._replace(room=most - 1).fits
     assert not found._replace(refused=name).fits
     assert {"choose channels", "step", "measure"} <= found.programs.keys()
-    assert found.programs["accumulate"].calls == CONFIG.layers
+    assert found.programs["choose channels"].calls == CONFIG.layers
     assert found.run.joint
     assert found.programs["step"].calls == found.run.joint.steps
     assert found.result < bytes_of(decoder.shapes(CONFIG))

@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pruning_cases as cases
 import pytest
-from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
 from spap_jax import api
 from spap_jax.errors import UserError
-from spap_jax.models.registry import FAMILIES
 from spap_jax.parallel import collectives, mesh, placement
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import layer as layer_module
@@ -115,16 +113,9 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
         )  # fmt: skip
 
 
-def test_a_layer_comes_to_the_host_as_a_checkpoint_stores_it(two_by_four, layer: dict):
-    """The values are those of the layer, and the order that files want is a view: no host has to make it."""
-    model = cases.divisible()
-    got = placement.layer_to_host(model.config, layer)
-    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(np.asarray, cases.one_layer(model, 0)))
-    arrays: dict[str, Any] = flatten_dict({"layers": got}, sep="/")
-    for rule in FAMILIES[model.config.family].rules_for(model.config):
-        if rule.stacked:
-            array = arrays[rule.ours]
-            assert np.shares_memory(rule.write(array, model.config.axes), array), rule.theirs
+def test_a_layer_comes_to_the_host(two_by_four, layer: dict):
+    got = placement.layer_to_host(layer)
+    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
 
 
 def test_a_stack_of_blocks_is_divided_as_a_block(two_by_four, layer: dict):

@@ -10,7 +10,7 @@ import pytest
 from pruning_cases import SETTINGS, divergence, prune, random_tokens, tiny
 
 from spap_jax import api
-from spap_jax.data.tokens import new_blocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.errors import UserError
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.parallel import mesh
@@ -120,7 +120,7 @@ def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
 
 def test_further_text_is_fitted_as_if_it_had_been_asked_for():
     own, more = random_tokens(0, 512, 16), random_tokens(1, 400, 16)
-    tokens = new_blocks(own, "random", 512, further=new_blocks(more, "random", 400))
+    tokens = TokenBlocks(own, "random", 512, further=TokenBlocks(more, "random", 400))
     found = prune(tiny("llama"), tokens, settings=JOINT, joint_passes=2).report
     together = np.concatenate([own[:384], more[:384], own[384:]])
     expected = prune(tiny("llama"), together, settings=JOINT, held_out=128 / 896).report
@@ -134,7 +134,7 @@ def test_further_text_is_fitted_as_if_it_had_been_asked_for():
 def test_text_is_read_again_only_if_there_is_no_other(passes: float, more: int):
     own, others = np.arange(16 * 8).reshape(16, 8), 1000 + np.arange(20 * 8).reshape(20, 8)
     counted = [tokens % 3 > 0 for tokens in (own, others)]
-    tokens = new_blocks(own, "", 16, counted[0], new_blocks(others, "", 20, counted[1]))
+    tokens = TokenBlocks(own, "", 16, counted[0], TokenBlocks(others, "", 20, counted[1]))
     settings = PruneSettings(held_out=0.25, batch_tokens=24, joint_passes=passes)
     expected = np.concatenate([own[:12], others[:more]]), own[12:]
     config = tiny("llama").config
@@ -149,7 +149,7 @@ def test_text_is_read_again_only_if_there_is_no_other(passes: float, more: int):
 
 def test_a_mask_of_ones_own_counts_although_further_text_has_none():
     own, others = np.arange(16 * 8).reshape(16, 8), np.arange(20 * 8).reshape(20, 8)
-    tokens = dataclasses.replace(new_blocks(own, "", 16, None, new_blocks(others, "", 20)), mask=own % 3 > 0)
+    tokens = dataclasses.replace(TokenBlocks(own, "", 16, None, TokenBlocks(others, "", 20)), mask=own % 3 > 0)
     fitted = resolve(tiny("llama").config, tokens, PruneSettings(held_out=0.25, joint_passes=2)).fitted
     expected = np.concatenate([own[:12] % 3 > 0, np.ones((12, 8), bool)])
     assert fitted.mask is not None

@@ -228,9 +228,8 @@ def padded(tokens: Tokens) -> Tokens:
     return Tokens(residual, total, weights=counted)
 
 
-def test_no_tokens_have_no_error_and_no_target_has_none_left():
+def test_without_a_target_no_error_is_left():
     weights = random_weights("silu", CHANNELS, 1)
-    assert np.isnan(error("silu", weights, NONE))
     residual = tokens_of("silu", 16, 2).residual
     silent = Tokens(residual, residual)
     assert float(error("silu", weights._replace(down=jnp.zeros((CHANNELS, WIDTH))), silent)) == 0

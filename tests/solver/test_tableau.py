@@ -8,7 +8,7 @@ from solver_problems import CASES, RIDGE, WIDTH, scaled64
 
 from spap_jax.backend import traced_for
 from spap_jax.solver import tableau
-from spap_jax.solver.problem import equilibrate
+from spap_jax.solver.problem import Scaled, equilibrate, refit
 
 KEPT = np.array([0, 3, 4, 8, 9, 13, 14, 15, 20, 22])
 _equilibrate = jax.jit(equilibrate)
@@ -47,16 +47,17 @@ def test_a_system_is_solved_in_panels(platform: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_an_indefinite_system_shows_in_its_smallest_pivot_and_has_no_solution(platform: str):
-    gram = jnp.eye(6).at[2, 3].set(2.0).at[3, 2].set(2.0)
+    gram, cross = jnp.eye(6).at[2, 3].set(2.0).at[3, 2].set(2.0), jnp.ones((6, 2))
     with traced_for(platform):
-        assert jax.jit(lambda *given: tableau.solved(*given))(gram, jnp.ones((6, 2)), jnp.arange(6))[1] == -3
-        found = jax.jit(lambda *given: tableau.positive_solution(*given))(gram, jnp.ones((6, 2)))
+        assert jax.jit(lambda *given: tableau.solved(*given))(gram, cross, jnp.arange(6))[1] == -3
+        found = jax.jit(lambda *given: refit(Scaled(*given)))(gram, cross, jnp.ones(6))
     assert np.isnan(found).all()
 
 
-def test_solutions_are_those_of_a_factorisation():
-    system = _equilibrate(CASES["fewer tokens than channels"], RIDGE)
-    with traced_for("tpu"):
-        found = jax.jit(lambda *given: tableau.positive_solution(*given))(system.gram, system.cross)
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_solutions_are_those_of_a_factorisation(platform: str):
+    system = _equilibrate(CASES["fewer tokens than channels"], RIDGE)._replace(scale=jnp.ones(WIDTH))
+    with traced_for(platform):
+        found = jax.jit(lambda given: refit(given))(system)
     gram, cross = scaled64(system)
     assert np.abs(gram @ np.asarray(found, np.float64) - cross).max() < 1e-5 * np.abs(cross).max()

@@ -7,7 +7,7 @@ import pytest
 from training_cases import FULL, counting, tiny
 
 import spap_jax as spap
-from spap_jax.data.tokens import new_blocks
+from spap_jax.data.tokens import TokenBlocks
 from spap_jax.parallel import mesh
 from spap_jax.parallel.sequences import Sequences
 from spap_jax.settings import PruneSettings
@@ -17,13 +17,13 @@ from spap_jax.training.step import Frozen, Job, Recipe, begin, measure, step
 
 TOKENS = counting()
 MASK = np.random.default_rng(1).random(TOKENS.shape) < 0.4
-BLOCKS = new_blocks(TOKENS, "", len(TOKENS), MASK)
+BLOCKS = TokenBlocks(TOKENS, "", len(TOKENS), MASK)
 WHOLE = FULL.replace(steps=1, check_every=1, step_sequences=12, batch_tokens=24)
 """One step on all sequences that are not held out."""
 
 
 def part(rows: slice) -> spap.TokenBlocks:
-    return new_blocks(TOKENS[rows], "", len(TOKENS), MASK[rows])
+    return TokenBlocks(TOKENS[rows], "", len(TOKENS), MASK[rows])
 
 
 @pytest.mark.parametrize("teacher", [None, "llama_biases"])

@@ -94,28 +94,6 @@ def test_a_measurement_gathers_a_block_at_a_time():
         assert not whole_weights(measure.lower(job, frozen, sequences, state.moved, rows).compile())
 
 
-def test_gathered_weights_are_not_kept_for_the_backward_pass():
-    with mesh.use_mesh(8):
-        job, *arguments = started("all")
-        assert not whole_weights(step.lower(job._replace(remat="dots"), *arguments, RATE).compile())
-
-
-def test_less_is_computed_again_with_the_same_result():
-    """The loss and the gradient of a step, and its operations, with the outputs of projections kept and not."""
-    work, found = [], []
-    job, frozen, sequences, state, rows = started("mlp")
-    for remat in ("full", "dots"):
-        each = job._replace(remat=remat, recipe=Recipe(optax.sgd, (1.0,)))
-        before = jax.tree.map(jnp.copy, begin(each, state.moved))
-        arguments = each, frozen, sequences, before, rows, WHOLE_GRADIENT
-        cost: Any = step.lower(*arguments).compile().cost_analysis()
-        work.append(cost["flops"])
-        found.append(jax.device_get(step(*arguments)))
-    assert work[1] < 0.95 * work[0]
-    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
-
-
 def test_the_gradient_of_the_head_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch):
     """Over groups of tokens, of which there are many, and with the gradient of the embedding, which the head is."""
     monkeypatch.setattr(loss, "CPU_HEAD_TOKENS", 1)
