@@ -14,6 +14,9 @@ TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge"
 COINS = ("boolq", "winogrande")
 """Tasks that a small model answers little better than by chance: the mean is given without them as well."""
 
+CHANCE = (3 * 1 / 2 + 4 * 1 / 4) / len(TASKS)
+"""Mean accuracy of who guesses: three of the tasks have two answers to choose from, and four have four."""
+
 LAMBADA = "lambada_openai"
 
 _RESAMPLES = 10_000
