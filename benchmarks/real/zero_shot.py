@@ -30,7 +30,7 @@ class Answers(msgspec.Struct, frozen=True):
         command: The words after ``spap prune MODEL``, without the output; "" for the dense model.
         task: Name of the task.
         split: Split of its data.
-        metric: "acc_norm", accuracy by likelihood for each byte of an answer, where the task has it, else "acc".
+        metric: "acc_norm", accuracy by likelihood for each character of an answer, where the task has it, else "acc".
         limit: Maximum number of examples, from the start of the split; 0 is all.
         right: For each example "1" if it was answered right, else "0".
     """

@@ -17,7 +17,7 @@ import transformers
 
 from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import choose, decode_step, generate, prefill
+from spap_jax.evaluation.generation import SEGMENT, choose, decode_step, generate, prefill
 from spap_jax.models import decoder
 from spap_jax.models.model import Model, Source
 from spap_jax.numerics import generation_dtype
@@ -208,6 +208,8 @@ def test_every_draw_is_a_new_one() -> None:
     tokens, valid = prompts()
     drawn = generate(indifferent, tokens, NEW, valid=valid, temperature=1.0, key=jax.random.key(2))[:, 12:]
     assert len(np.unique(drawn)) > 20  # of 36 draws from 97 tokens
+    long = generate(indifferent, tokens, 2 * SEGMENT, valid=valid, temperature=1.0, key=jax.random.key(2))[:, 12:]
+    assert (long[:, :SEGMENT] == long[:, SEGMENT:]).mean() < 0.1
 
 
 def test_a_low_temperature_takes_the_likeliest() -> None:
