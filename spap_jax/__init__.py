@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spap_jax.data.tokens import TokenBlocks
     from spap_jax.errors import SpapWarning, UserError
     from spap_jax.models.model import Model
+    from spap_jax.models.nnx import from_nnx, to_nnx
     from spap_jax.settings import FinetuneSettings, PruneSettings, WriteSettings
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "WriteSettings",
     "divergence",
     "finetune",
+    "from_nnx",
     "generate",
     "load",
     "load_tokens",
@@ -57,6 +59,7 @@ __all__ = [
     "prune",
     "save",
     "solver",
+    "to_nnx",
     "write",
 ]
 
@@ -68,6 +71,8 @@ _HOMES = dict.fromkeys(__all__, "spap_jax.api") | {
     "TokenBlocks": "spap_jax.data.tokens",
     "UserError": "spap_jax.errors",
     "WriteSettings": "spap_jax.settings",
+    "from_nnx": "spap_jax.models.nnx",
+    "to_nnx": "spap_jax.models.nnx",
 }
 
 
