@@ -1,7 +1,7 @@
 """The Python API: load, prune, train, save and inspect models."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from spap_jax.models.blocks import get_layer
 from spap_jax.models.model import UNKNOWN, Model, checked
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import place_params, stack_layers
+from spap_jax.parallel.sequences import fitted_of
 from spap_jax.planning.plan import run_that_fits
 from spap_jax.pruning.inspect import moments
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
 from spap_jax.pruning.prune_report import new_report
-from spap_jax.pruning.run import Dense, warn_of_settings
+from spap_jax.pruning.run import Dense, joint_sequences, warn_of_settings
 from spap_jax.pruning.widths import check_allocation, choose_widths
 from spap_jax.quantities import change_text
 from spap_jax.report.card import converted_files, pruned_files, trained_files
@@ -105,8 +106,10 @@ def prune(
 
     Args:
         model: A model from ``load``, or the model of an earlier result.
-        tokens: Calibration token ids [B, T], or the result of ``load_tokens``. By default the model writes its own, as
-            ``write`` does: 128 sequences of up to 512 tokens.
+        tokens: Calibration token ids [B, T]; the result of ``load_tokens``; or an iterable of arrays [B, T], such as a
+            Grain loader or a generator, from which 128 sequences are drawn, and as many further ones as the joint steps
+            read, if there are any. By default the model writes its own, as ``write`` does: 128 sequences of up to 512
+            tokens.
         settings: Pruning settings; by default ``PruneSettings()``.
         progress: Whether to show progress on standard error; by default it is shown in a terminal and in a notebook. A
             function is called instead, with the report of every layer once it is pruned, and with every measurement in
@@ -122,9 +125,13 @@ def prune(
     model = checked(model)
     config = model.config
     settings = (settings or PruneSettings()).replace(**changes)
-    tokens = _checked(_own_tokens(model, devices) if tokens is None else tokens, config)
     check_allocation(config, settings, model_devices)
     warn_of_settings(config, settings, changes)
+    if tokens is None:
+        tokens = _own_tokens(model, devices)
+    elif _gives_blocks(tokens):
+        tokens = _drawn(tokens, config, settings)
+    tokens = _checked(tokens, config)
     dense = Dense(config, model.params, functools.partial(get_layer, model.params["layers"]))
     with use_mesh(devices, model_devices), quick_compilation():
         run = run_that_fits(config, tokens, settings, model.params)
@@ -149,6 +156,34 @@ def _own_tokens(model: Model, devices: int | None) -> TokenBlocks:
     rows = write(model, settings=settings_for(model, SEQUENCES, length), devices=devices)
     named = model.source.folder or model.source.name
     return load_tokens(rows, tokenizer=named, sequence_length=length, sequences=SEQUENCES, role="calibration")
+
+
+def _gives_blocks(tokens: Any) -> bool:
+    """Whether tokens are an iterable of arrays [B, T], rather than one array or a sequence of sequences."""
+    if isinstance(tokens, Sequence):
+        return len(tokens) > 0 and getattr(tokens[0], "ndim", 0) == 2
+    return isinstance(tokens, Iterable) and not hasattr(tokens, "__array__")
+
+
+def _drawn(arrays: Iterable[Any], config: DecoderConfig, settings: PruneSettings) -> TokenBlocks:
+    """Draws calibration sequences from arrays [B, T], and what there is of the further ones that joint steps read."""
+    rows: list[np.ndarray] = []
+    most = SEQUENCES
+    for array in arrays:
+        rows.extend(token_blocks(array, config))
+        first, length = len(rows[0]), len(rows[-1])
+        if first != length:
+            raise UserError(f"the tokens come in sequences of {first} and of {length}: give all the same length.")
+        joint = joint_sequences(config, settings, SEQUENCES, length)
+        most = SEQUENCES + max(0, joint - fitted_of(SEQUENCES, settings.held_out))
+        if len(rows) >= most:
+            break
+    if len(rows) < SEQUENCES:
+        raise UserError(f"the tokens end after {len(rows)} of {SEQUENCES} sequences: give more, or one array [B, T].")
+    ids = np.stack(rows[:most])
+    description = f"token ids from an iterable: {SEQUENCES} sequences of {ids.shape[1]} tokens"
+    further = TokenBlocks(ids[SEQUENCES:], description, len(ids)) if len(ids) > SEQUENCES else None
+    return TokenBlocks(ids[:SEQUENCES], description, len(ids), None, further)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,68 @@ def test_without_tokens_the_model_writes_its_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(spap.api, "SEQUENCES", 8)  # fewer, since 128 take a while
     calibration = spap.prune(stories(), method="magnitude").report.calibration
     assert (calibration.sequences, calibration.sequence_length) == (8, 512)
+
+
+class Loader:
+    """An iterable that is no generator, as a Grain loader is: it can begin anew."""
+
+    def __init__(self, *arrays: Any) -> None:
+        self.arrays = arrays
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.arrays)
+
+
+BLOCKS: dict[str, Any] = {"rounds": 0, "joint_passes": 2, "joint_last": 1, "sparsity": 0.2, "round_to": 64}
+"""A run that reads 15 sequences if 8 are asked for: joint steps read twice the 7 that are fitted."""
+
+
+@pytest.mark.parametrize("kind", [iter, list, lambda arrays: Loader(*arrays)])
+def test_tokens_are_drawn_from_an_iterable_of_arrays(kind: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spap.api, "SEQUENCES", 8)
+    ids = calibration().tokens.reshape(32, 32)
+    arrays = [ids[:5], jnp.asarray(ids[5:14]), ids[14:20], "not asked for"]
+    result = spap.prune(stories(), kind(arrays), **BLOCKS)
+    own = TokenBlocks(ids[:8], "", 8, None, TokenBlocks(ids[8:15], "", 7))
+    told, expected = result.report.calibration, spap.prune(stories(), own, **BLOCKS)
+    assert (told.sequences, told.further_sequences) == (8, 7)
+    assert (told.sha256, told.further_sha256) == (own.sha256, own.further and own.further.sha256)
+    for a, b in zip(jax.tree.leaves(result.model), jax.tree.leaves(expected.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_joint_steps_read_the_further_sequences_that_there_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spap.api, "SEQUENCES", 8)
+    told = spap.prune(stories(), Loader(calibration().tokens.reshape(32, 32)[:9]), **BLOCKS).report.calibration
+    assert (told.sequences, told.further_sequences) == (8, 1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "word"),
+    [
+        ([], "0 of 128"),
+        ([np.zeros((100, 8), int)], "100 of 128"),
+        ([np.zeros((2, 7), int), np.zeros((2, 8), int)], "7 and of 8"),
+        ([np.zeros((2, 8))], "float64"),
+        ([np.zeros(8, int)], r"\[8\]"),
+        ([np.zeros((2, 8, 1), int)], r"\[2, 8, 1\]"),
+        ([np.full((2, 8), 512)], "vocabulary"),
+        ([np.zeros((2, 513), int)], "positions"),
+        ([{"text": "a"}], "whole numbers"),
+    ],
+)
+def test_iterables_that_are_refused(arrays: list, word: str):
+    with pytest.raises(spap.UserError, match=word):
+        spap.prune(stories(), Loader(*arrays))
+
+
+def test_settings_are_refused_before_anything_is_drawn():
+    def unread() -> Iterator[np.ndarray]:
+        raise AssertionError
+        yield
+
+    with pytest.raises(spap.UserError, match="nothing to remove"):
+        spap.prune(stories(), unread(), round_to=512)
 
 
 def test_pruning_is_silent_unless_it_is_watched_or_asked(capsys: pytest.CaptureFixture[str]):

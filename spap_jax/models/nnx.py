@@ -18,13 +18,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 class NnxDecoder(nnx.Module):
-    """A decoder whose weights are ``nnx.Param``; `to_nnx` makes it.
-
-    ``embed``, ``blocks`` and ``head`` are nested dicts, as the parts ``embed``, ``layers`` and ``head`` of the tree in
-    ``docs/architecture.md``. Every array in ``blocks`` is stacked over the layers, as ``nnx.scan`` stacks them:
-    ``module.blocks["mlp"]["down"]`` has the shape [L, f, d]. Where the head is tied, ``embed["tokens"]`` [v, e] is the
-    only array of both.
-    """
+    """A decoder whose weights are ``nnx.Param``; `to_nnx` makes it and describes its attributes."""
 
     def __init__(
         self, config: DecoderConfig, params: Params, dtype: Any, policy: Callable[..., bool] | None = None
@@ -49,10 +43,13 @@ def to_nnx(model: Model, dtype: Any = jnp.float32, policy: Callable[..., bool] |
     """Returns a model as an ``nnx.Module`` from token ids [B, T] to float32 logits [B, T, v].
 
     Its attributes ``embed``, ``blocks`` and ``head`` are nested dicts of ``nnx.Param``, named and shaped as the parts
-    ``embed``, ``layers`` and ``head`` of ``model.params``: every array in ``blocks`` has a leading axis L, as
-    ``nnx.scan`` stacks layers, and a tied embedding is one parameter. They are the model's own arrays until a step
-    replaces them, so do not donate them if the model is still needed. Layers that are narrower than the widest are
-    padded with zeros, whose gradients are 0.
+    ``embed``, ``layers`` and ``head`` of the tree in ``docs/architecture.md``. Every array in ``blocks`` is stacked
+    over the layers, as ``nnx.scan`` stacks them: ``module.blocks["mlp"]["down"]`` is [L, f, d]. Layers narrower than
+    the widest are padded with zeros, whose gradients are 0. A tied embedding is one parameter,
+    ``module.embed["tokens"]`` [v, e].
+
+    The parameters are the model's own arrays until a step replaces them: a program that they are donated to takes them
+    from the model as well.
 
     Args:
         dtype: Data type of matrices and activations while it computes; parameters keep theirs.

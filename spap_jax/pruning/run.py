@@ -158,16 +158,15 @@ def resolve(
     count, length = ids_of(tokens).shape
     effort, update = EFFORTS[settings.effort], update_used(settings)
     pruned = pruned_config(config, settings)
-    passes = 0.0 if update != "alternate" else _passes(config, settings, count * length)
     last = min(settings.joint_last or effort.last or config.layers, config.layers)
     steps = max(1, round(effort.round_passes * count * length / _STEP_TOKENS))
     rounds = RoundSchedule(settings.rounds, steps, min(_STEP_TOKENS, count * length), _STEP_RATE)
     settings = settings.replace(
         round_to=multiple_of(settings, config.intermediate),
-        joint_passes=passes,
+        joint_passes=_passes(config, settings, count * length),
         joint_last=last,
     )
-    reading = max(1, round(passes * fitted_of(count, settings.held_out))) if passes else 0
+    reading = joint_sequences(config, settings, count, length)
     fitted, held_out = _divided(tokens, settings, reading)
     return Run(
         config, pruned, settings, fitted, held_out, update,
@@ -179,9 +178,17 @@ def resolve(
     )  # fmt: skip
 
 
+def joint_sequences(config: DecoderConfig, settings: PruneSettings, count: int, length: int) -> int:
+    """Returns how many sequences joint steps read, of ``count`` calibration sequences and further ones; 0 without."""
+    passes = _passes(config, settings, count * length)
+    return max(1, round(passes * fitted_of(count, settings.held_out))) if passes else 0
+
+
 def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> float:
     """Returns how often joint steps read as much text as the calibration text."""
     effort = EFFORTS[settings.effort]
+    if update_used(settings) != "alternate":
+        return 0.0
     if settings.joint_passes is not None:
         return settings.joint_passes
     weights = config.layers * config.width * (4 * config.width + 3 * config.intermediate)  # about
