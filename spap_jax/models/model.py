@@ -40,7 +40,7 @@ class Source:
         return self.folder.resolve() if self.folder and self.accounts is None else None
 
 
-UNKNOWN = Source("a model from a jitted function", None, "{}")
+UNKNOWN = Source("a model from a jitted function", None, "{}", accounts=())
 """The source of a model that a jitted function returned, which may have been compiled for another model."""
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 import spap_jax as spap
 from spap_jax.models import FAMILIES, decoder
-from spap_jax.models.model import Source
+from spap_jax.models.model import UNKNOWN, Source
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 9), 0, 97)
 VARIANTS = ("llama_tied", "qwen2", "qwen3", "mistral_window", "gemma3", "olmo2", "smollm3", "opt_350m_like")
@@ -71,6 +71,7 @@ def test_a_step_is_that_of_optax_on_the_tree() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), trained.params, expected(model.params))
     assert np.abs(trained.params["embed"]["tokens"] - model.params["embed"]["tokens"]).max() > 5e-4
     assert trained.source.weights_folder is None  # a teacher from the folder is another model
+    assert spap.from_nnx(module, like=jax.jit(lambda model: model)(model)).source == UNKNOWN
 
 
 def test_parameters_keep_their_dtype_and_activations_have_another() -> None:
