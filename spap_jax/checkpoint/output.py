@@ -10,12 +10,11 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.folders import NEW, LocalFolder, RemoteFolder, disk_errors, folder_at, sync
-from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, foreign, manifest_text
-from spap_jax.checkpoint.publish import publish
+from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, foreign, manifest_text, parse_manifest
 from spap_jax.errors import UserError
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
@@ -106,6 +105,30 @@ def put_in_place(made: Path, output: Path, replaced: Path, overwrite: bool) -> N
     sync(output.parent)
 
 
+def fill(address: str, sizes: Mapping[str, int], send: Callable[[str, RemoteFolder], None], overwrite: bool) -> None:
+    """Fills a folder at an address, where nothing can be renamed: the manifest comes first and config.json last.
+
+    So a folder with a config.json is complete, and files of an attempt that failed are known as ours.
+
+    Args:
+        sizes: Size of each file by name.
+        send: Copies or uploads the file of a name to the folder.
+
+    Raises:
+        UserError: Something is there that may not be replaced, or the store fails.
+    """
+    target = RemoteFolder(address)
+    listed = parse_manifest(target.read(MANIFEST)) == sizes  # an earlier process has begun
+    if not listed:
+        check_place(address, overwrite)
+    target.remove(["config.json"])
+    if not listed:
+        target.remove(target.sizes().keys() - {MANIFEST})
+        target.write(MANIFEST, manifest_text(sizes).encode())
+    for name in sorted(sizes, key=lambda name: name == "config.json"):
+        send(name, target)
+
+
 @contextlib.contextmanager
 def new_folder(output: str | Path, overwrite: bool, needed: int, source: Path | None) -> Iterator[Path]:
     """Yields an empty folder that becomes the output if the block succeeds, and is removed if it raises.
@@ -121,7 +144,8 @@ def new_folder(output: str | Path, overwrite: bool, needed: int, source: Path | 
     if is_address(output):
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
-            publish(Path(temporary), str(output), overwrite)
+            made = LocalFolder(Path(temporary))
+            fill(str(output), made.sizes(), lambda name, place: place.put(name, made.path / name), overwrite)
         return
     target = real_path(output)
     hidden = Path(beside(target, f"partial-{secrets.token_hex(4)}"))

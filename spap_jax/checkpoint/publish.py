@@ -1,91 +1,44 @@
-"""Uploads a finished checkpoint to the Hugging Face Hub in one commit, or into a folder at an address.
+"""Uploads a finished checkpoint to the Hugging Face Hub in one commit."""
 
-Stores have no rename, so config.json is uploaded last, and removed first if a checkpoint is replaced: a folder that has
-one is complete. The manifest is uploaded before any other file; files that are not in it are never removed.
-"""
-
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.folders import LocalFolder
-from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, parse_manifest
+from spap_jax.checkpoint.manifest import MANIFEST, parse_manifest
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
-from spap_jax.errors import UserError
-from spap_jax.storage.files import About, Folder, upload
-
-_CONFIG = "config.json"
-
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json")
-"""Weight files, which are removed from a repository with another model: loaders would mix them with the new ones."""
-
-_OURS = (_CONFIG, "model*.safetensors", "model.safetensors.index.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS)
-_ORBAX = "params/"
-"""Files that the commands write into a checkpoint folder (`_OURS` and `_ORBAX`): only these are uploaded."""
+from spap_jax.errors import UserError, first_line, option
+from spap_jax.storage.files import hub_problem
 
 _PAGE = ("spap_report.html", "spap_report-*.png")
 """Files that spap report adds."""
 
+_OF_A_MODEL = (
+    *("config.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS),
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json"),
+)
+"""Files that are removed with another model that was in the repository: loaders would mix them with the new ones."""
 
-def publish(folder: Path, address: str, overwrite: bool, *, with_page: bool = False) -> None:
-    """Uploads a checkpoint into a folder at an address; files that do not belong to a checkpoint are left out.
+_ORBAX = "params/"
+"""The folder of an Orbax checkpoint's weights, which is removed likewise."""
 
-    Args:
-        overwrite: Whether a checkpoint in that folder may be replaced.
-        with_page: Whether the page of spap report and its plots are uploaded too.
+_NEW = ".gitattributes"
+"""The file that the hub itself adds to a new repository."""
 
-    Raises:
-        UserError: The store fails, or something exists there that may not be replaced.
-    """
-    files = files_of(folder, with_page)
-    place = Folder(address)
-    present = _replaceable(place, overwrite)
-    place.remove({_CONFIG} & present.keys())
-    sizes = {name: file.stat().st_size for name, file in files.items()}
-    _write_manifest(place, {name: about["size"] for name, about in present.items()} | sizes)
-    place.remove(present.keys() - files.keys() - {_CONFIG, MANIFEST})
-    place.put({name: file for name, file in files.items() if name != _CONFIG})
-    _write_manifest(place, sizes)
-    place.put({_CONFIG: files[_CONFIG]})
-
-
-def push_to_hub(folder: Path, repo: str, overwrite: bool, *, private: bool, with_page: bool = False) -> str:
-    """Uploads a checkpoint to a repository of the hub in one commit, and returns the address at which it can be found.
-
-    Files that do not belong to a checkpoint are left out.
-
-    Args:
-        repo: Id of the repository, owner/name.
-        overwrite: Whether the model in a repository that is not empty may be replaced.
-        private: Whether a new repository is private; an existing one has to be.
-        with_page: Whether the page of spap report and its plots are uploaded too.
-
-    Raises:
-        UserError: The hub fails or refuses, or something exists there that may not be replaced.
-    """
-    files: dict[str, Path | bytes] = {**files_of(folder, with_page)}
-    files["README.md"] = (folder / "README.md").read_bytes().replace(b'("PATH")', f'("{repo}")'.encode())
-    return upload(repo, files, "Pruned with SPAP-JAX", overwrite=overwrite, private=private, replaced=_of_a_model)
+_NAMED = 3
+"""Number of existing files that an error names."""
 
 
 def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
-    """The files of a checkpoint that are uploaded, by their names relative to it."""
-    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    recorded = parse_manifest(LocalFolder(folder).read(MANIFEST))
-    ours = matching(names, _OURS + (_PAGE if with_page else ()))
-    sent = {*ours, *(name for name in names if name.startswith(_ORBAX) or name in recorded)}
-    return {name: folder / name for name in sorted(sent)}
+    """The files of a checkpoint that are uploaded, by name: those that its manifest names, perhaps the report's page.
 
-
-def _of_a_model(names: Iterable[str]) -> list[str]:
-    """Those of the files on the hub that belong to a model."""
-    names = list(names)
-    return [*matching(names, _OURS + _WEIGHTS), *(name for name in names if name.startswith(_ORBAX))]
-
-
-def holds_weights(files: Mapping[str, Path]) -> bool:
-    """Whether weights are among the files that are uploaded."""
-    return any(name.startswith(_ORBAX) for name in files) or bool(matching(files, ("model*.safetensors",)))
+    Raises:
+        UserError: One of them is not there.
+    """
+    there = LocalFolder(folder).sizes().keys()
+    written = parse_manifest(LocalFolder(folder).read(MANIFEST))
+    if lost := sorted(written.keys() - there):
+        raise UserError(f"{folder} has lost {lost[0]}, which spap wrote into it: write the checkpoint again.")
+    return {name: folder / name for name in sorted({*written, *matching(there, _PAGE * with_page)})}
 
 
 def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
@@ -94,21 +47,55 @@ def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:
     return sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir() if path.name not in sent)
 
 
-def _replaceable(place: Folder, overwrite: bool) -> dict[str, About]:
-    """Returns the existing files, after a check that all may be replaced; an unfinished upload may have left parts."""
-    present = place.files()
-    if "" in present:
-        raise UserError(f"{place.address} is a file and the output is a folder: name another place.")
-    recorded = parse_manifest(place.read(MANIFEST)) if MANIFEST in present else {}
-    complete = _CONFIG in present
-    ours = {name for name in recorded if name in present and (not complete or recorded[name] == present[name]["size"])}
-    others = sorted(present.keys() - ours - ({MANIFEST} if recorded else set()))
-    if complete or others:  # otherwise there is nothing, or the rest of an unfinished upload
-        check_replaceable(place.address, overwrite, others)
-    return present
+def push_to_hub(files: Mapping[str, Path], repo: str, *, overwrite: bool, private: bool) -> str:
+    """Uploads a checkpoint to a repository of the hub, created if needed, and returns the repository's address.
+
+    Args:
+        files: Files of the checkpoint by name, a README.md among them.
+        repo: Id of the repository, owner/name.
+        overwrite: Whether the model in a repository that is not empty may be replaced.
+        private: Whether a new repository is private; an existing one has to be.
+
+    Raises:
+        UserError: Nobody is logged in, the hub fails or refuses, or the repository is public or not replaceable.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+
+    token = get_token()
+    if token is None:
+        raise UserError("uploading needs a hub token, and there is none: run hf auth login, or set HF_TOKEN.")
+    if reason := hub_problem():
+        raise UserError(f"the hub {constants.ENDPOINT} cannot be reached ({reason}): nothing was uploaded, try again.")
+    card = files["README.md"].read_bytes().replace(b'("PATH")', f'("{repo}")'.encode())
+    hub = HfApi(constants.ENDPOINT, token)
+    try:
+        address = hub.create_repo(repo, private=private or None, exist_ok=True)
+        found = hub.model_info(repo)
+        present = {file.rfilename for file in found.siblings or ()}
+        _check_replaceable(repo, sorted(present - {_NEW}), overwrite, must_hide=private and not found.private)
+        gone = present - files.keys()
+        removed = [*matching(gone, _OF_A_MODEL), *(name for name in gone if name.startswith(_ORBAX))]
+        sent: dict[str, Path | bytes] = {**files, "README.md": card}
+        changes = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in sent.items()]
+        hub.create_commit(repo, [*changes, *map(CommitOperationDelete, removed)], commit_message="Pruned with SPAP-JAX")
+    except UserError:
+        raise
+    except Exception as error:  # whatever the client raises: a bad name, no write access, a lost network
+        said = first_line(error)
+        raise UserError(
+            f"{repo} could not be uploaded ({said}): no file there was changed; if it is the login, run hf auth login."
+        ) from None
+    return str(address)
 
 
-def _write_manifest(place: Folder, sizes: Mapping[str, int]) -> None:
-    place.write(
-        MANIFEST, json.dumps({name: sizes[name] for name in sorted(sizes) if name != MANIFEST}, indent=1).encode()
-    )
+def _check_replaceable(repo: str, present: list[str], overwrite: bool, must_hide: bool) -> None:
+    """Refuses a repository that holds files, or that is public, if that was not asked for."""
+    if present and not overwrite:
+        some = ", ".join(present[:_NAMED]) + (", ..." if len(present) > _NAMED else "")
+        way = f"pass {option('overwrite', True)} to replace the model in it"
+        raise UserError(f"hf://{repo} exists, with {some}: name another repository, or {way}.")
+    if must_hide:
+        raise UserError(
+            f"hf://{repo} is public, and what is uploaded to it would be: make it private in its settings on the hub, "
+            f"or leave out {option('private', True)}."
+        )

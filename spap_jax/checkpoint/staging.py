@@ -14,7 +14,7 @@ import numpy as np
 from spap_jax.checkpoint import weight_files
 from spap_jax.checkpoint.folders import NEW, LocalFolder, RemoteFolder, disk_errors, folder_at, sync
 from spap_jax.checkpoint.manifest import MANIFEST, manifest_text, parse_manifest
-from spap_jax.checkpoint.output import RUN, check_place, put_in_place
+from spap_jax.checkpoint.output import RUN, fill, put_in_place
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.errors import UserError
 
@@ -60,7 +60,8 @@ def place(folder: Folder, plan: Plan, output: str | Path, overwrite: bool) -> No
         UserError: Something is there that may not be replaced.
     """
     if isinstance(folder, RemoteFolder):
-        _copy(folder, plan, str(output), overwrite)
+        names = {name: plan["moved"].get(name, f"{STAGED}/{name}") for name in plan["files"]}
+        fill(str(output), plan["files"], lambda name, target: folder.copy(names[name], target, name), overwrite)
     else:
         path = folder.path
         for name, source in plan["moved"].items():
@@ -86,20 +87,6 @@ def is_in_place(plan: Plan, output: str | Path) -> bool:
     """Whether the output of a plan is in its place."""
     target = folder_at(output)
     return parse_manifest(target.read(MANIFEST)) == plan["files"] and target.read("config.json") is not None
-
-
-def _copy(folder: RemoteFolder, plan: Plan, output: str, overwrite: bool) -> None:
-    """Copies all files to their place: the list of them first, and config.json last."""
-    target = RemoteFolder(output)
-    listed = parse_manifest(target.read(MANIFEST)) == plan["files"]  # an earlier process has begun to copy
-    if not listed:
-        check_place(output, overwrite)
-    target.remove(["config.json"])
-    if not listed:
-        target.remove(target.sizes().keys() - {MANIFEST})
-        folder.copy(f"{STAGED}/{MANIFEST}", target, MANIFEST)
-    for name in sorted(plan["files"], key=lambda name: name == "config.json"):
-        folder.copy(plan["moved"].get(name, f"{STAGED}/{name}"), target, name)
 
 
 def _join(folder: Folder, shards: Shards, parts: Sequence[str]) -> None:

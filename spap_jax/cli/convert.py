@@ -1,6 +1,5 @@
 """``spap convert``."""
 
-from contextlib import nullcontext
 from typing import Literal
 
 from spap_jax.cli.options import ModelName, OutputPath
@@ -37,7 +36,6 @@ def convert(
     from spap_jax.cli.inputs import fetch_models, inputs
     from spap_jax.errors import UserError
     from spap_jax.report.card import converted_files
-    from spap_jax.storage.location import is_address
 
     if to == "orbax" and dtype is not None:
         raise UserError("--dtype goes with --to huggingface; an Orbax folder keeps the source's data type.")
@@ -51,7 +49,7 @@ def convert(
         loaded = checkpoint.load(model, checkpoint.on_host if to == "orbax" else checkpoint.as_stored)
     size = checkpoint.weight_bytes(loaded, dtype) if dtype else None
     kept = converted_files(accounts(loaded.source), size, stock=to != "orbax")
-    with nullcontext() if is_address(output) else waiting(f"writing {output}"):  # uploads have their own bar
+    with waiting(f"writing {output}"):
         if to == "orbax":
             checkpoint.save_orbax(loaded, output, overwrite=overwrite, files=kept)
         else:

@@ -12,11 +12,11 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from spap_jax.errors import UserError, first_line, option, without_password
+from spap_jax.errors import UserError, first_line, without_password
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
 from spap_jax.storage.location import cache, short_hash
@@ -29,12 +29,6 @@ _PATIENCE = 600
 
 _HUB_SECONDS = 4.0
 """Timeout in seconds of an attempt to connect to the hub; with name resolution, it may take twice that."""
-
-_NEW = ".gitattributes"
-"""The file that the hub itself adds to a new repository."""
-
-_NAMED = 3
-"""Number of existing files that an error names."""
 
 _FILES, _NOTE = "files", "note"
 """Names in the folder of a download: the folder of its files, and the note beside it, which may be empty."""
@@ -358,66 +352,6 @@ def check_repo_id(repo: str, typed: str, *, owned: bool = True) -> None:
         raise UserError(
             f"{typed} names no repository of the hub: give {form}, of letters and digits with single -, _ or dots "
             "between them."
-        )
-
-
-def upload(
-    repo: str,
-    files: Mapping[str, Path | bytes],
-    message: str,
-    *,
-    overwrite: bool,
-    private: bool,
-    replaced: Callable[[Iterable[str]], Iterable[str]],
-) -> str:
-    """Uploads files to a hub model repository in one commit, created if needed, and returns the repository's address.
-
-    Args:
-        repo: Id of the repository, owner/name.
-        files: Files or their contents, by their names in the repository.
-        overwrite: Whether the repository may hold files already.
-        private: Whether a new repository is private; an existing one has to be.
-        replaced: Returns those of the existing files that the same commit removes.
-
-    Raises:
-        UserError: Nobody is logged in, the hub fails or refuses, or the repository is public or not replaceable.
-    """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
-
-    token = get_token()
-    if token is None:
-        raise UserError("uploading needs a hub token, and there is none: run hf auth login, or set HF_TOKEN.")
-    if reason := hub_problem():
-        raise UserError(f"the hub {constants.ENDPOINT} cannot be reached ({reason}): nothing was uploaded, try again.")
-    hub = HfApi(constants.ENDPOINT, token)
-    try:
-        address = hub.create_repo(repo, private=private or None, exist_ok=True)
-        found = hub.model_info(repo)
-        present = {file.rfilename for file in found.siblings or ()}
-        _check_replaceable(repo, sorted(present - {_NEW}), overwrite, must_hide=private and not found.private)
-        added = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
-        removed = map(CommitOperationDelete, replaced(present - files.keys()))
-        hub.create_commit(repo, [*added, *removed], commit_message=message)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the client raises: a bad name, no write access, a lost network
-        said = first_line(error)
-        raise UserError(
-            f"{repo} could not be uploaded ({said}): no file there was changed; if it is the login, run hf auth login."
-        ) from None
-    return str(address)
-
-
-def _check_replaceable(repo: str, present: list[str], overwrite: bool, must_hide: bool) -> None:
-    """Refuses a repository that holds files, or that is public, if that was not asked for."""
-    if present and not overwrite:
-        some = ", ".join(present[:_NAMED]) + (", ..." if len(present) > _NAMED else "")
-        way = f"pass {option('overwrite', True)} to replace the model in it"
-        raise UserError(f"hf://{repo} exists, with {some}: name another repository, or {way}.")
-    if must_hide:
-        raise UserError(
-            f"hf://{repo} is public, and what is uploaded to it would be: make it private in its settings on the hub, "
-            f"or leave out {option('private', True)}."
         )
 
 

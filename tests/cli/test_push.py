@@ -1,5 +1,6 @@
 """``spap push`` against a local hub."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_a_model_that_was_there_goes_with_the_same_commit(command: Command, prun
     assert sorted(files.keys() - set(old)) == sent(pruned)
 
 
-@pytest.mark.parametrize("name", ["name", "hf://a b/c"])
+@pytest.mark.parametrize("name", ["name", "hf://a b/c", "gs://bucket/pruned"])
 def test_a_name_is_looked_at_first(name: str, capsys):
     said = sentence(spap(capsys, "push", "no", name))
     assert said.startswith(f"{name} names no repository of the hub: give ")
@@ -119,9 +120,11 @@ def test_a_hub_that_refuses_and_repeats_the_token(refused: str, command: Command
     assert not hub.commits
 
 
-def test_what_is_not_sent(pruned: Path, capsys):
-    said = sentence(spap(capsys, "push", pruned.parent / "in", REPO))
-    assert f"{pruned.parent / 'in'} has no README.md and no spap_report.json" in said
+def test_what_is_not_sent(pruned: Path, tmp_path: Path, capsys):
+    for place in (pruned.parent / "in", tmp_path, tmp_path / "no"):
+        assert "model card" in sentence(spap(capsys, "push", place, REPO))
+    (shutil.copytree(pruned, tmp_path / "cut") / "model.safetensors").unlink()
+    assert "model.safetensors" in sentence(spap(capsys, "push", tmp_path / "cut", REPO))
 
 
 @pytest.mark.parametrize("words", [("prune",), ("finetune",), ("convert", "--to", "orbax")])

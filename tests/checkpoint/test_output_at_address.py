@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 import stores
-from tiny_checkpoints import write, write_bin
+from tiny_checkpoints import write
 
 from spap_jax.checkpoint import check_output, load, locate_config, save, save_orbax
-from spap_jax.checkpoint.publish import publish
-from spap_jax.cli import main
+from spap_jax.checkpoint.output import new_folder
 from spap_jax.errors import UserError
 from spap_jax.models.model import Model
 from spap_jax.storage.files import Folder
@@ -49,9 +48,9 @@ def test_it_arrives_as_it_would_be_here_with_the_config_last(store: type[stores.
     here = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert there().keys() == here.keys() | {"spap_report.json"}
     assert all(there()[name] == content for name, content in here.items() if name != "spap_files.json")
-    put = [path.removeprefix("/bucket/runs/out/") for what, path in store.done if what == "copy"]
-    assert put[0] == "spap_files.json"
-    assert put[-1] == "config.json"
+    sent = [path.removeprefix("/bucket/runs/out/") for what, path in store.done if path.startswith("/bucket/runs/out/")]
+    assert sent[0] == "spap_files.json"
+    assert sent[-1] == "config.json"
     assert json.loads(there()["spap_files.json"]) == {
         name: len(content) for name, content in there().items() if name != "spap_files.json"
     }
@@ -79,7 +78,7 @@ def test_what_is_replaced_is_no_checkpoint_meanwhile(store: type[stores.Frail], 
     save(model, OUT, overwrite=True)
     done = [(what, path.removeprefix("/bucket/runs/out/")) for what, path in store.done if "/out/" in path]
     assert done[0] == ("rm", "config.json")
-    assert ("rm", "card.md") in done[: done.index(("copy", "spap_files.json"))]
+    assert ("rm", "card.md") in done[: done.index(("put", "spap_files.json"))]
     assert done[-1] == ("copy", "config.json")
     assert "card.md" not in there()
 
@@ -104,12 +103,15 @@ def test_a_checkpoint_that_was_put_there_by_other_means_is_never_replaced(store:
     assert there() == before
 
 
-def test_what_appears_while_a_checkpoint_is_made_is_kept(store: type[stores.Frail], model: Model, tmp_path: Path):
-    save(model, tmp_path / "out")
-    put("letter.txt")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"exists|is not overwritten"):
-            publish(tmp_path / "out", OUT, overwrite)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_while_a_checkpoint_is_made_is_kept(overwrite: bool, store: type[stores.Frail]):
+    def fill() -> None:
+        with new_folder(OUT, overwrite, needed=0, source=None) as made:
+            (made / "config.json").write_text("{}")
+            put("letter.txt")
+
+    with pytest.raises(UserError, match=r"exists|is not overwritten"):
+        fill()
     assert there() == {"letter.txt": b"old"}
 
 
@@ -154,17 +156,3 @@ def test_refusals_before_any_work(store: type[stores.Frail], model: Model) -> No
     store.broken = "put /bucket/other"
     with pytest.raises(UserError, match="login"):
         save(model, "frail://bucket/other/out")
-
-
-def test_a_checkpoint_without_weights_that_are_uploaded(store: type[stores.Frail], tmp_path: Path, capsys):
-    assert main(["push", str(write_bin("llama", tmp_path / "in")), OUT]) == 2
-    assert "in has no weights in files model*.safetensors or in params/, which are what is" in capsys.readouterr().err
-    assert stores.contents("/bucket") == {}
-
-
-def test_hidden_files_and_the_manifest_stay(store: type[stores.Frail], tmp_path: Path):
-    for name in ("config.json", ".secret", "spap_files.json"):
-        (tmp_path / name).write_text("{}")
-    publish(tmp_path, OUT, overwrite=False)
-    assert there().keys() == {"config.json", "spap_files.json"}
-    assert there()["spap_files.json"] != b"{}"
