@@ -67,12 +67,6 @@ class LocalFolder:
             written.rename(path)
             sync(path.parent)
 
-    def put(self, name: str, file: Path) -> None:
-        """Moves a file of the same disk into the folder."""
-        sync(file)
-        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-        file.rename(self.path / name)
-
     def entries(self) -> set[str]:
         """The names of the files and folders in the folder."""
         return {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()

@@ -102,7 +102,7 @@ class Shards:
             tensors[rule.theirs] = rule.write(_finite(rule.theirs, array), self.config.axes)
             if rule.ours == "embed/tokens" and self.head_stored:
                 tensors[HEAD] = tensors[rule.theirs]
-        return weight_files.encode(tensors, None)
+        return weight_files.encode(tensors)
 
     def index_text(self, names: Sequence[str]) -> str:
         """The index of the files: of the one outside of the blocks, named first, and of each block."""

@@ -4,7 +4,6 @@ A plan says which files the output has, with their sizes, and which of them are 
 it is stored, a process that is killed can be followed by another one, which goes on from wherever the first one was.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spap_jax.checkpoint import weight_files
-from spap_jax.checkpoint.folders import NEW, LocalFolder, RemoteFolder, disk_errors, folder_at, sync
+from spap_jax.checkpoint.folders import LocalFolder, RemoteFolder, folder_at, sync
 from spap_jax.checkpoint.manifest import MANIFEST, manifest_text, parse_manifest
 from spap_jax.checkpoint.output import RUN, fill, put_in_place
 from spap_jax.checkpoint.shards import Shards
@@ -37,13 +36,13 @@ def stage(folder: Folder, shards: Shards, parts: Sequence[str], files: Mapping[s
         raise ValueError(f"{len(lost)} parts of the model were not written, such as {lost[0]}")
     folder.remove([STAGED])
     moved: dict[str, str] = {}
-    index: dict[str, str | bytes] = {}
+    weights: dict[str, str | bytes] = {}
     if shards.total_bytes() > weight_files.JOINED_BYTES:
         moved = dict(zip(weight_files.final_names(len(parts)), parts, strict=True))
-        index = {weight_files.INDEX: shards.index_text(list(moved))}
+        weights = {weight_files.INDEX: shards.index_text(list(moved))}
     else:
-        _join(folder, shards, parts)
-    for name, content in {**files, **index}.items():
+        weights = {weight_files.JOINED: _joined(folder, parts)}
+    for name, content in {**files, **weights}.items():
         folder.write(f"{STAGED}/{name}", content if isinstance(content, bytes) else content.encode())
     sizes = {name: there[source] for name, source in moved.items()}
     for name, size in folder.sizes().items():
@@ -89,19 +88,12 @@ def is_in_place(plan: Plan, output: str | Path) -> bool:
     return parse_manifest(target.read(MANIFEST)) == plan["files"] and target.read("config.json") is not None
 
 
-def _join(folder: Folder, shards: Shards, parts: Sequence[str]) -> None:
-    """Joins all shards to one file of the output."""
-
-    def tensors(name: str) -> Mapping[str, np.ndarray]:
+def _joined(folder: Folder, parts: Sequence[str]) -> bytes:
+    """The tensors of all shards in one file."""
+    tensors: dict[str, np.ndarray] = {}
+    for name in parts:
         shard = weight_files.decode(folder.read(name))
         if shard is None:
             raise UserError(f"{name} in {folder.address} was damaged meanwhile: repeat the command.")
-        return shard[0]
-
-    with tempfile.TemporaryDirectory() as temporary:
-        local = folder.path if isinstance(folder, LocalFolder) else Path(temporary)
-        file = local / STAGED / f"{weight_files.JOINED}{NEW}"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(file):
-            weight_files.join(file, shards.tensors(), map(tensors, parts))
-            folder.put(f"{STAGED}/{weight_files.JOINED}", file)
+        tensors |= shard[0]
+    return weight_files.encode(tensors)
