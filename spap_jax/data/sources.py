@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from spap_jax.data.chat import MESSAGES, PROMPT, Conversation, conversations, holds_conversation
 from spap_jax.errors import UserError, first_line, option
 from spap_jax.settings import OWN
-from spap_jax.storage.files import cached_file, cached_splits, fetch_file, hub_file, hub_splits
+from spap_jax.storage.files import fetch_file, hub_file, hub_splits
 from spap_jax.storage.location import is_address, public_name
 
 Data = str | Path | ArrayLike | Iterable[Any] | Mapping[str, Iterable[Any]]
@@ -84,7 +84,6 @@ class NamedSet(NamedTuple):
     """
 
     repo: str
-    config: str
     revision: str
     files: dict[Role, tuple[str, str]]
     evaluation: Protocol
@@ -93,7 +92,6 @@ class NamedSet(NamedTuple):
 NAMED = {
     "wikitext2": NamedSet(
         "Salesforce/wikitext",
-        "wikitext-2-raw-v1",
         "b08601e04326c79dfdd32d625aee71d232d685c3",
         {
             "calibration": ("train", "wikitext-2-raw-v1/train-00000-of-00001.parquet"),
@@ -103,7 +101,6 @@ NAMED = {
     ),
     "c4": NamedSet(
         "allenai/c4",
-        "en",
         "1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
         {
             "calibration": ("train", "en/c4-train.00000-of-01024.json.gz"),
@@ -296,28 +293,22 @@ def local_file(named: str | Path) -> Path:
 
 
 def _open_named(short: str, copy: str, role: Role) -> Opened:
-    """Opens a named data set: a local copy, its cached file, the cache of `datasets`, or else a download."""
+    """Opens a named data set: a local copy, or the file of the hub, which is downloaded once."""
     named = NAMED[short]
     split, file = named.files[role]
     protocol = named.evaluation if role == "evaluation" else _PLAIN
     if copy:
         content = read_file(local_file(copy), protocol.join)
         return Opened(f"{short} ({copy})", content, protocol, data_name(f"{short}:{copy}"))
-    if cached_file(named.repo, file, named.revision) is None:
-        splits = cached_splits(named.repo, named.config)
-        if splits is not None:
-            return _open_split(splits, short, role, protocol.join, protocol)
     path = hub_file(named.repo, file, named.revision, remedy=f"give a local copy as {short}:FILE, or {LOCAL}")
     return Opened(f"{short} ({split} split)", read_file(path, protocol.join), protocol)
 
 
-def _open_split(
-    splits: Mapping[str, Iterable[Any]], name: str, role: Role, join: Join, protocol: Protocol = _PLAIN
-) -> Opened:
+def _open_split(splits: Mapping[str, Iterable[Any]], name: str, role: Role, join: Join) -> Opened:
     """Opens the split of a data set that the role uses."""
     for split in SPLITS[role]:
         if split in splits:
-            return Opened(f"{name} ({split} split)", join(_rows(splits[split], name), name), protocol)
+            return Opened(f"{name} ({split} split)", join(_rows(splits[split], name), name))
     raise UserError(
         f"{name} has no split {' or '.join(SPLITS[role])} for {role}, but {', '.join(splits)}: "
         "save the split you want as a local .jsonl or .parquet file and name that"

@@ -381,48 +381,28 @@ def cached_file(repo: str, file: str, revision: str, kind: Kind = "dataset") -> 
     return Path(cached) if isinstance(cached, str) else None
 
 
-def hub_splits(repo: str, config: str | None, *, remedy: str) -> Mapping[str, Iterable[Any]]:
-    """The splits of a hub data set as iterables of rows, from the cached data set or else streamed.
+def hub_splits(repo: str, part: str | None, *, remedy: str) -> Mapping[str, Iterable[Any]]:
+    """The splits of a hub data set, or of a part of it, as iterables of rows: those in the cache, or else streamed.
+
+    Without a name of a part, the cache counts only if it has the one called "default": others may not be meant.
 
     Raises:
         UserError: It is not cached and cannot be read from the hub.
     """
-    splits = cached_splits(repo, config)
-    if splits is not None:
-        return splits
-    require_hub(f"the hub data set {repo}", remedy)
     from datasets import load_dataset
 
+    with contextlib.suppress(ValueError, OSError, KeyError), offline():  # not cached, or several parts and none named
+        splits = cast(Mapping[str, Any], load_dataset(repo, part))
+        if part or next(iter(splits.values())).config_name == "default":
+            return splits
+    require_hub(f"the hub data set {repo}", remedy)
     try:
-        return cast(Mapping[str, Iterable[Any]], load_dataset(repo, config, streaming=True))
+        return cast(Mapping[str, Iterable[Any]], load_dataset(repo, part, streaming=True))
     except Exception as error:  # whatever the client raises: unknown, gated, a script
-        if configs := re.match(r"Config name is missing.*\[(.+?)\]", str(error), re.DOTALL):
-            several = configs[1].replace("'", "")
+        if parts := re.match(r"Config name is missing.*\[(.+?)\]", str(error), re.DOTALL):
+            several = parts[1].replace("'", "")
             raise UserError(f"the hub data set {repo} has the parts {several}: name one, as in {repo}:PART.") from error
         raise UserError(f"the hub data set {repo} cannot be read ({first_line(error)}): {remedy}") from error
-
-
-def cached_splits(repo: str, config: str | None) -> Mapping[str, Iterable[Any]] | None:
-    """The splits of a data set in the cache of the `datasets` library, or None; does not use the network.
-
-    Without a name of a part, they are those of the part called "default": others that the cache has may not be meant.
-
-    Raises:
-        UserError: No part is named, the cache has another one, and the hub cannot be asked which is meant.
-    """
-    from datasets import load_dataset
-
-    try:
-        with offline():
-            splits = cast(Mapping[str, Any], load_dataset(repo, config))
-    except (ValueError, OSError, KeyError):  # nothing cached, or several configs and none named
-        return None
-    part = next(iter(splits.values())).config_name
-    if config or part == "default":
-        return splits
-    if hub_problem() is not None:
-        raise UserError(f"of the hub data set {repo} the part {part} is on this machine: name it, as in {repo}:{part}.")
-    return None
 
 
 def is_uncached(error: Exception) -> bool:
