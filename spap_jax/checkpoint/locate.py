@@ -56,15 +56,14 @@ def fetch_side_files(name: str | Path) -> None:
     """Downloads files such as the licence that are missing beside the weights of a cached model of the hub, if it
     answers.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     repo = hub_id(name)
     cached = _cached(repo) if repo else None
     if not repo or not cached or is_orbax(cached) or [*cached.glob("LICENSE*")] or hub_problem() is not None:
         return
     with suppress(Exception):  # whatever the client raises: the weights are there, and more was not promised
-        beside = _beside(HfApi().list_repo_files(repo, revision=cached.name))
-        snapshot_download(repo, revision=cached.name, allow_patterns=beside)
+        snapshot_download(repo, revision=cached.name, allow_patterns=[*SIDE_FILES, *ACCOUNTS])
 
 
 def _local(name: str | Path) -> Path:
@@ -85,14 +84,10 @@ def _local(name: str | Path) -> Path:
 
 def _from_hub(repo: str) -> Path:
     cached = _cached(repo)
-    if cached is not None and _has_tokenizer(cached) and not is_orbax(cached):
-        return cached
-    try:
+    if cached is None:
         require_hub(f"the model {repo}", _REMEDY)
-    except UserError:
-        if cached is not None:
-            return cached
-        raise
+    elif (_has_tokenizer(cached) and not is_orbax(cached)) or hub_problem() is not None:
+        return cached
     return _download(repo)
 
 
@@ -142,10 +137,10 @@ def _at_address(address: str) -> Path:
     names = list(present)
     if "config.json" not in names:
         raise UserError(f"{place.address} is no checkpoint: it has no config.json; name the folder that has one.")
-    wanted = {*_wanted(names), *matching(names, ACCOUNTS)}
+    wanted = _wanted(names)
     left = {name: present[name] for name in matching(wanted, ("model*.safetensors",)) if present[name]["size"]}
     note = note_of(address, left) if left else ""
-    return place.fetch({name: present[name] for name in sorted(wanted - left.keys())}, note)
+    return place.fetch({name: present[name] for name in sorted({*wanted} - left.keys())}, note)
 
 
 def _wanted(names: list[str]) -> list[str]:
@@ -153,10 +148,4 @@ def _wanted(names: list[str]) -> list[str]:
     if SOURCE in names:
         return names
     weights = matching(names, _SAFETENSORS) or matching(names, _TORCH)
-    return ["config.json", *weights, *_beside(names)]
-
-
-def _beside(names: list[str]) -> list[str]:
-    """The side files; of a model that was pruned or trained by this package, the card and the reports too."""
-    ours = not {"spap_report.json", "spap_finetune.json"}.isdisjoint(names)
-    return matching(names, SIDE_FILES + ACCOUNTS * ours)
+    return ["config.json", *weights, *matching(names, SIDE_FILES + ACCOUNTS)]

@@ -168,7 +168,7 @@ def test_a_download_takes_what_is_needed_and_no_more(hub: None, tmp_path: Path):
             locate(name)
         assert "hf_secret" not in str(raised.value)
     needed = {"config.json", "generation_config.json", "tokenizer.json", "LICENSE", "model.safetensors.index.json"}
-    needed |= {other.name, *(file.name for file in served.glob("model-*.safetensors"))}
+    needed |= {"README.md", other.name, *(file.name for file in served.glob("model-*.safetensors"))}
     assert {file.name for file in found.iterdir()} == needed
     assert all((found / name).read_bytes() == (served / name).read_bytes() for name in needed)
     assert load(found).config.layers == 3
