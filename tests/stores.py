@@ -6,6 +6,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
+from spap_jax.storage.files import Folder
+
 
 class Frail(MemoryFileSystem):
     """An in-memory filesystem whose addresses begin with frail://.
@@ -94,3 +96,9 @@ def contents(folder: str) -> dict[str, bytes]:
         for path, file in Frail.store.items()
         if path.startswith(f"{folder}/")
     }
+
+
+def upload(folder: Path, address: str) -> None:
+    """Put the files of a local folder at an address."""
+    for file in folder.iterdir():
+        Folder(address).put(file.name, file)

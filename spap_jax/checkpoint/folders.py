@@ -1,4 +1,4 @@
-"""Folders in which a store keeps files: one class for a disk, one for an address, with the same methods.
+"""Folders on a disk, with the methods of `Folder`, which is one at an address.
 
 Names are relative to the folder. A file is complete or absent, however the process ends.
 """
@@ -84,40 +84,14 @@ class LocalFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-class RemoteFolder(Folder):
-    """A folder at an address."""
-
-    def sizes(self) -> dict[str, int]:
-        """The size of every file, at any depth."""
-        return {name: about["size"] for name, about in self.files().items()}
-
-    def entries(self) -> set[str]:
-        """The names of the files and folders in the folder."""
-        return {name.partition("/")[0] for name in self.files()}
-
-    def remove(self, names: Iterable[str]) -> None:
-        """Removes files and folders that exist."""
-        gone = set(names)
-        super().remove(name for name in self.files() if name in gone or name.partition("/")[0] in gone)
-
-    def put(self, name: str, file: Path) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Uploads a file."""
-        super().put({name: file}, quietly=True)
-
-    def copy(self, name: str, place: "RemoteFolder", final: str) -> None:
-        """Copies a file to another folder of the same store, which no bytes have to leave for that."""
-        with self._failing("copied", name):
-            self._store.copy(self._path(name), place._path(final))
-
-
 def _raise_unless_absent(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): name another place.") from error
 
 
-def folder_at(place: str | Path) -> LocalFolder | RemoteFolder:
+def folder_at(place: str | Path) -> LocalFolder | Folder:
     """The folder at a path or an address."""
-    return RemoteFolder(str(place)) if is_address(place) else LocalFolder(Path(place))
+    return Folder(str(place)) if is_address(place) else LocalFolder(Path(place))
 
 
 def sync(path: Path) -> None:

@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from spap_jax.checkpoint.folders import NEW, LocalFolder, RemoteFolder, disk_errors, folder_at, sync
+from spap_jax.checkpoint.folders import NEW, LocalFolder, disk_errors, folder_at, sync
 from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, foreign, manifest_text, parse_manifest
 from spap_jax.errors import UserError
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
+from spap_jax.storage.files import Folder
 from spap_jax.storage.location import beside, check_apart, is_address, real_path
 
 RUN = "run.json"
@@ -30,7 +31,7 @@ _KEPT = re.compile(
 """Matches the names of the files of an unfinished run; see `store`."""
 
 
-def resume_folder(output: str | Path) -> LocalFolder | RemoteFolder:
+def resume_folder(output: str | Path) -> LocalFolder | Folder:
     """The folder in which an unfinished run into an output is kept."""
     return folder_at(beside(output if is_address(output) else real_path(output), "resume"))
 
@@ -105,7 +106,7 @@ def put_in_place(made: Path, output: Path, replaced: Path, overwrite: bool) -> N
     sync(output.parent)
 
 
-def fill(address: str, sizes: Mapping[str, int], send: Callable[[str, RemoteFolder], None], overwrite: bool) -> None:
+def fill(address: str, sizes: Mapping[str, int], send: Callable[[str, Folder], None], overwrite: bool) -> None:
     """Fills a folder at an address, where nothing can be renamed: the manifest comes first and config.json last.
 
     So a folder with a config.json is complete, and files of an attempt that failed are known as ours.
@@ -117,7 +118,7 @@ def fill(address: str, sizes: Mapping[str, int], send: Callable[[str, RemoteFold
     Raises:
         UserError: Something is there that may not be replaced, or the store fails.
     """
-    target = RemoteFolder(address)
+    target = Folder(address)
     listed = parse_manifest(target.read(MANIFEST)) == sizes  # an earlier process has begun
     if not listed:
         check_place(address, overwrite)

@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 
 from spap_jax.checkpoint import weight_files
-from spap_jax.checkpoint.folders import LocalFolder, RemoteFolder, folder_at, sync
+from spap_jax.checkpoint.folders import LocalFolder, folder_at, sync
 from spap_jax.checkpoint.manifest import MANIFEST, manifest_text, parse_manifest
 from spap_jax.checkpoint.output import RUN, fill, put_in_place
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.errors import UserError
+from spap_jax.storage.files import Folder
 
 STAGED = "output"
 """Name of the folder, among what is kept of a run, in which the output is made."""
 
 Plan = dict[str, Any]
-Folder = LocalFolder | RemoteFolder
 
 
-def stage(folder: Folder, shards: Shards, parts: Sequence[str], files: Mapping[str, str | bytes]) -> Plan:
+def stage(folder: LocalFolder | Folder, shards: Shards, parts: Sequence[str], files: Mapping[str, str | bytes]) -> Plan:
     """Writes all files of the output that are not shards, and returns the plan.
 
     Args:
@@ -52,13 +52,13 @@ def stage(folder: Folder, shards: Shards, parts: Sequence[str], files: Mapping[s
     return {"files": sizes, "moved": moved}
 
 
-def place(folder: Folder, plan: Plan, output: str | Path, overwrite: bool) -> None:
+def place(folder: LocalFolder | Folder, plan: Plan, output: str | Path, overwrite: bool) -> None:
     """Puts a staged output in its place, and removes all else that was kept, except the file with the plan.
 
     Raises:
         UserError: Something is there that may not be replaced.
     """
-    if isinstance(folder, RemoteFolder):
+    if isinstance(folder, Folder):
         names = {name: plan["moved"].get(name, f"{STAGED}/{name}") for name in plan["files"]}
         fill(str(output), plan["files"], lambda name, target: folder.copy(names[name], target, name), overwrite)
     else:
@@ -71,12 +71,12 @@ def place(folder: Folder, plan: Plan, output: str | Path, overwrite: bool) -> No
     tidy(folder)
 
 
-def tidy(folder: Folder) -> None:
+def tidy(folder: LocalFolder | Folder) -> None:
     """Removes all that was kept of a run, except the file with its identity and the plan."""
     folder.remove(folder.entries() - {RUN})
 
 
-def is_staged(folder: Folder, plan: Plan) -> bool:
+def is_staged(folder: LocalFolder | Folder, plan: Plan) -> bool:
     """Whether all files of the output are still where they were made."""
     there = folder.sizes()
     return all(f"{STAGED}/{name}" in there or plan["moved"].get(name) in there for name in plan["files"])
@@ -88,7 +88,7 @@ def is_in_place(plan: Plan, output: str | Path) -> bool:
     return parse_manifest(target.read(MANIFEST)) == plan["files"] and target.read("config.json") is not None
 
 
-def _joined(folder: Folder, parts: Sequence[str]) -> bytes:
+def _joined(folder: LocalFolder | Folder, parts: Sequence[str]) -> bytes:
     """The tensors of all shards in one file."""
     tensors: dict[str, np.ndarray] = {}
     for name in parts:

@@ -162,11 +162,21 @@ class Folder:
         with self._failing("written", name):
             self._store.pipe_file(self._path(name), content)
 
+    def sizes(self) -> dict[str, int]:
+        """The size of every file, at any depth; the name is empty if the address is a file."""
+        return {name: about["size"] for name, about in self.files().items()}
+
+    def entries(self) -> set[str]:
+        """The names of the files and folders in the folder."""
+        return {name.partition("/")[0] for name in self.files()}
+
     def remove(self, names: Iterable[str]) -> None:
-        """Removes files; one that is gone meanwhile is no error."""
-        for name in names:
-            with self._failing("written"), contextlib.suppress(FileNotFoundError):
-                self._store.rm_file(self._path(name))
+        """Removes files, and folders of the first level, that exist."""
+        gone = set(names)
+        for name in self.files():
+            if name in gone or name.partition("/")[0] in gone:
+                with self._failing("written"), contextlib.suppress(FileNotFoundError):
+                    self._store.rm_file(self._path(name))
 
     def clear(self) -> None:
         """Removes everything in the folder, if there is anything."""
@@ -174,10 +184,15 @@ class Folder:
             self._store.invalidate_cache()
             self._store.rm(self._root, recursive=True)
 
-    def put(self, files: Mapping[str, Path], quietly: bool = False) -> None:
-        """Uploads files under the given names, with a progress bar on a terminal unless ``quietly``."""
-        with self._failing("written"), _bar(f"to {self.address}", quietly) as callback:
-            self._store.put([str(file) for file in files.values()], list(map(self._path, files)), callback=callback)
+    def put(self, name: str, file: Path) -> None:
+        """Uploads a file."""
+        with self._failing("written", name):
+            self._store.put([str(file)], [self._path(name)])
+
+    def copy(self, name: str, place: "Folder", final: str) -> None:
+        """Copies a file to another folder of the same store, which no bytes have to leave for that."""
+        with self._failing("copied", name):
+            self._store.copy(self._path(name), place._path(final))
 
     def get(self, sizes: Mapping[str, int | None], into: Path) -> None:
         """Downloads files, with their bytes if known, into a local folder, with a progress bar on a terminal.
@@ -190,7 +205,10 @@ class Folder:
             if ".." in Path(name).parts:
                 raise UserError(f"{self.address} holds a file {name}, whose name leads out of its folder: remove it.")
             file.parent.mkdir(parents=True, exist_ok=True)
-        with self._failing("read"), _bar(f"from {self.address}") as callback:
+        from fsspec.callbacks import TqdmCallback
+
+        bar = TqdmCallback(tqdm_kwargs={"desc": f"from {self.address}", "unit": "file", "disable": None})
+        with self._failing("read"), bar as callback:
             self._store.get(list(map(self._path, local)), list(map(str, local.values())), callback=callback)
         for name, size in sizes.items():
             if size not in (None, local[name].stat().st_size):
@@ -286,13 +304,6 @@ def _is_whole(target: Path, files: Mapping[str, About]) -> bool:
 
 def _downloads() -> Path:
     return cache() / "downloads"
-
-
-def _bar(what: str, quietly: bool = False) -> Any:
-    """A progress bar of fsspec that counts copied files; it is not shown without a terminal."""
-    from fsspec.callbacks import TqdmCallback
-
-    return TqdmCallback(tqdm_kwargs={"desc": what, "unit": "file", "disable": quietly or None})
 
 
 def hub_problem() -> str | None:

@@ -96,7 +96,7 @@ def test_what_was_not_sent_is_never_replaced(name: str, store: type[stores.Frail
 
 def test_a_checkpoint_that_was_put_there_by_other_means_is_never_replaced(store: type[stores.Frail], model: Model):
     assert model.source.folder is not None
-    Folder(OUT).put({file.name: file for file in model.source.folder.iterdir()}, quietly=True)
+    stores.upload(model.source.folder, OUT)
     before = there()
     with pytest.raises(UserError, match=r"config\.json"):
         save(model, OUT, overwrite=True)

@@ -29,7 +29,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]
     empty = stores.begin()
     folder = write("llama_two_kv_heads", tmp_path / "in", "bfloat16", shard="20KB")
     assert len([*folder.glob("*.safetensors")]) > 2
-    Folder(ADDRESS).put({file.name: file for file in folder.iterdir()}, quietly=True)
+    stores.upload(folder, ADDRESS)
     return empty
 
 

@@ -21,14 +21,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]
     monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
     empty = stores.begin()
     model = tiny(tmp_path / "in")
-    Folder("frail://bucket/in").put({file.name: file for file in model.iterdir()}, quietly=True)
-    Folder("frail://bucket").put({"ids.npy": token_file(tmp_path / "ids.npy")}, quietly=True)
+    stores.upload(model, "frail://bucket/in")
+    Folder("frail://bucket").put("ids.npy", token_file(tmp_path / "ids.npy"))
     return empty
 
 
 def test_a_password_is_not_shown(store: type[stores.Frail], tmp_path: Path, capsys):
     place = "frail://me:secret@bucket"
-    Folder(f"{place}/in").put({file.name: file for file in (tmp_path / "in").iterdir()}, quietly=True)
+    stores.upload(tmp_path / "in", f"{place}/in")
     said = spap(capsys, "convert", f"{place}/in", "--to", "orbax", "--output", f"{place}/to")
     assert said.err.splitlines()[-1] == "wrote frail://bucket/to"
     assert "secret" not in said.out + said.err
