@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_results()
             return 0
         except (Exception, KeyboardInterrupt) as error:
-            code, sentence = failures.failure(error, words)
+            code, sentence = failures.failure(error)
     with contextlib.suppress(OSError):  # standard error itself may be on a full disk
         print(f"spap: {printable(sentence)}", file=sys.stderr)
     if failures.is_one_of_several():

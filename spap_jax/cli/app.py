@@ -186,11 +186,3 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
 def launch(words: list[str]) -> None:
     """Runs the command that the words name."""
     app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
-
-
-def option_names(words: Sequence[str]) -> set[str]:
-    """Returns the options, such as "--seed", of the command in a command line; none if there is no command."""
-    _, (*_, named), _ = app.parse_commands(list(words))
-    if named is app:
-        return set()
-    return {name for argument in named.assemble_argument_collection() for name in argument.names}

@@ -2,23 +2,12 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 
 from cyclopts import CycloptsError
 
 from spap_jax.cli.stopping import STOPPED
 from spap_jax.errors import NotJoinedError, UserError, first_line
-
-_LESS_MEMORY = {
-    "--batch-tokens": "a smaller --batch-tokens",
-    "--joint-last": "a smaller --joint-last",
-    "--sequences": "fewer --sequences",
-    "--batch": "a smaller --batch",
-    "--prompt": "a shorter --prompt",
-    "--model-devices": "weights divided among several --model-devices",
-}
-"""Ways to need less memory, keyed by the option that a command must have for each."""
 
 _EXHAUSTED = "RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "ALLOC_FAILED"
 """What JAX, CUDA and its libraries say when memory is exhausted."""
@@ -27,8 +16,8 @@ _LOST = "gloo", "nccl", "unavailable", "heartbeat", "coordination service", "con
 """Words of which at least one is in the error of a program when one of its processes is gone."""
 
 
-def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
-    """Returns the exit code of a failed command and its message for standard error, from the command line's words."""
+def failure(error: BaseException) -> tuple[int, str]:
+    """Returns the exit code of a failed command and its message for standard error."""
     if isinstance(error, NotJoinedError):
         return STOPPED, str(error)
     if isinstance(error, UserError | CycloptsError):
@@ -41,7 +30,7 @@ def failure(error: BaseException, words: Sequence[str]) -> tuple[int, str]:
             f"{process}it ends because another one is gone ({first_line(error)}): what that one said tells why. The "
             "same command in all of them goes on from what is kept."
         )
-    sentence = _no_device(error) or _no_memory(error, words) or _no_access(error)
+    sentence = _no_device(error) or _no_memory(error) or _no_access(error)
     if sentence is not None:
         return 2, f"{process}{sentence}"
     kind = type(error).__name__
@@ -107,20 +96,11 @@ def _no_access(error: BaseException) -> str | None:
     return f"{error.filename} cannot be used ({error.strerror}): check the path, and who may read and write there."
 
 
-def _no_memory(error: BaseException, words: Sequence[str]) -> str | None:
+def _no_memory(error: BaseException) -> str | None:
     """Returns a message with advice if memory ran out, on the machine or on a device."""
     if not isinstance(error, MemoryError) and not any(word in str(error) for word in _EXHAUSTED):
         return None
-    from spap_jax.cli.app import option_names
-
-    names = option_names(words)
-    ways = [way for name, way in _LESS_MEMORY.items() if name in names]
-    advice = f"{', '.join(ways[:-1])} or {ways[-1]} needs less" if len(ways) > 1 else "use a machine that has more"
-    more = ""
-    if not isinstance(error, MemoryError):
-        import jax
-
-        from spap_jax.backend import more_memory
-
-        more = more_memory(jax.default_backend())
-    return f"there is not enough memory ({first_line(error)}): {advice}.{more}"
+    return (
+        f"there is not enough memory ({first_line(error)}): fewer --sequences, a smaller --batch-tokens, --joint-last "
+        "or --batch, or more --model-devices need less, and on a GPU XLA_CLIENT_MEM_FRACTION=0.95 gives more."
+    )

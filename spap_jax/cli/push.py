@@ -10,6 +10,7 @@ def push(
 
     ```
     spap push pruned your-name/Llama-3.2-1B-pruned
+    spap push pruned your-name/Llama-3.2-1B-pruned --private --overwrite
     ```
 
     A repository is created if it does not exist. All files arrive in one commit or not at all. Log in first with hf

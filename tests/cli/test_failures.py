@@ -1,7 +1,6 @@
 """Unexpected errors, and missing features of the machine, also end in one sentence; ``--debug`` shows a traceback."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,16 +31,16 @@ def test_debug_shows_where_a_refusal_comes_from(capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "words", "expected"),
+    ("error", "expected"),
     [
-        (MemoryError(), ["prune", "x"], "(MemoryError): a smaller --batch-tokens, "),
-        (MemoryError(), ["convert", "x"], ": use a machine that has more."),
-        (RuntimeError("INTERNAL: CUBLAS_STATUS_ALLOC_FAILED"), ["bench"], ": a smaller --batch, a shorter"),
-        (PermissionError(13, "Permission denied", "a/b"), ["eval"], "a/b cannot be used (Permission denied): check"),
+        (MemoryError(), "memory (MemoryError): fewer --sequences"),
+        (RuntimeError("INTERNAL: CUBLAS_STATUS_ALLOC_FAILED"), "memory (INTERNAL"),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of 8 bytes."), "memory (RESOURCE"),
+        (PermissionError(13, "Permission denied", "a/b"), "a/b cannot be used (Permission denied): check"),
     ],
 )  # fmt: skip
-def test_what_the_machine_lacks(error: Exception, words: list[str], expected: str):
-    code, said = failures.failure(error, words)
+def test_what_the_machine_lacks(error: Exception, expected: str):
+    code, said = failures.failure(error)
     assert code == 2
     assert expected in said
 
@@ -57,29 +56,21 @@ def any_platform(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_gpu_that_does_not_start(any_platform: None):
     """JAX says so once: asked again, it has the CPU alone."""
-    advice = "(you may need to uninstall the failing plugin package, or set JAX_PLATFORMS=cpu to skip this backend.)"
-    code, said = failures.failure(RuntimeError(f"Unable to initialize backend 'cuda': too old. {advice}"), ["prune"])
+    code, said = failures.failure(RuntimeError("Unable to initialize backend 'cuda': too old."))
     assert code == 2
-    assert said.startswith("JAX cannot start the devices of this machine (too old): look whether")
-
-
-@pytest.mark.parametrize(("platform", "said"), [("gpu", True), ("tpu", False)])
-def test_a_gpu_may_have_more_memory(platform: str, said: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    found = failures.failure(RuntimeError("RESOURCE_EXHAUSTED: out of 8 bytes."), ["eval"])[1]
-    assert found.endswith("XLA_CLIENT_MEM_FRACTION=0.95 gives more.") == said
+    assert "too old" in said
 
 
 @pytest.mark.parametrize(
-    ("platform", "words", "expected"),
+    ("platform", "words"),
     [
-        pytest.param("tpu", ("doctor",), r"install JAX with pip install -U 'jax\[tpu\]'", marks=pytest.mark.slow),
-        ("gpux", ("doctor",), r"use one of the names cpu, cuda, tpu"),
-        pytest.param("cuda", ("eval", STORIES, "--data", EVALUATION), r"jax\[cuda12\]", marks=pytest.mark.slow),
+        pytest.param("tpu", ("doctor",), marks=pytest.mark.slow),
+        ("gpux", ("doctor",)),
+        pytest.param("cuda", ("eval", STORIES, "--data", EVALUATION), marks=pytest.mark.slow),
     ],
 )
-def test_platforms_that_jax_does_not_find(platform: str, words: tuple, expected: str):
-    assert re.search(expected, sentence(apart(*words, JAX_PLATFORMS=platform)))
+def test_platforms_that_jax_does_not_find(platform: str, words: tuple):
+    assert "JAX_PLATFORMS=cpu" in sentence(apart(*words, JAX_PLATFORMS=platform))
 
 
 def test_a_reader_that_leaves_early_is_no_error():
