@@ -102,11 +102,10 @@ def test_a_download_of_which_a_part_is_gone_is_made_again(store: type[stores.Fra
     place = Folder("frail://bucket/in")
     for name in ("a", "b"):
         place.write(name, b"content")
-    for broken in (Path.unlink, lambda path: path.write_bytes(b"cont")):
-        found = place.fetch(place.files(), "x")
-        broken(found / "b")
-        assert place.fetch(place.files(), "x") == found
-        assert [(found / name).read_bytes() for name in ("a", "b")] == [b"content", b"content"]
+    found = place.fetch(place.files(), "x")
+    (found / "b").unlink()
+    assert place.fetch(place.files(), "x") == found
+    assert [(found / name).read_bytes() for name in ("a", "b")] == [b"content", b"content"]
 
 
 def test_a_disk_that_fills_up_during_a_download(store: type[stores.Frail], monkeypatch: pytest.MonkeyPatch):
@@ -152,11 +151,8 @@ def test_a_password_is_neither_said_nor_readable_by_others(store: type[stores.Fr
     assert public_name("https://me:secret@host") == "host"
 
 
-def test_a_disk_without_room(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_cache_that_cannot_be_written(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Folder("frail://bucket/in").write("a", b"content")
-    place = Folder("frail://bucket/in")
-    with pytest.raises(UserError, match=r"holds 1e.06 TB and the disk of .* free: free some space, or name a folder"):
-        place.fetch({"a": place.about("a") | {"size": 10**18}})
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="name another in SPAP_CACHE"):

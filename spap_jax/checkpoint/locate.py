@@ -1,7 +1,6 @@
 """Resolves the name of a model to a local folder: an existing folder, or a download from the hub or a store."""
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,10 +68,8 @@ def fetch_side_files(name: str | Path) -> None:
 def _local(name: str | Path) -> Path:
     folder = Path(os.path.expanduser(name))
     if not folder.exists():
-        is_id = re.fullmatch(r"[^./~][^/]*/[^/]+", str(name)) and folder.parent.is_dir()
-        hint = f"; {name} is no hub id here, since {folder.parent} is a folder" if is_id else ""
         raise UserError(
-            f"there is no folder {folder}{hint}: check the path, or give a hub id of the form owner/name, where there "
+            f"there is no folder {folder}: check the path, or give a hub id of the form owner/name, where there "
             "is no folder of the owner's name."
         )
     if not folder.is_dir():

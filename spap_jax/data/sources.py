@@ -155,18 +155,15 @@ def shares_of(data: str) -> list[Share]:
     """Returns the parts of a mixture such as ``a.jsonl:0.7,b.txt:0.3``; any other name is the only part.
 
     Raises:
-        UserError: It can be read in two ways, a weight is missing or 0, or a data set is named twice.
+        UserError: A weight is missing or 0, or a data set is named twice.
     """
     pieces = data.split(",")
-    found = [_WEIGHTED.fullmatch(piece) for piece in pieces]
-    if len(pieces) == 1 or not (any(found) or all(map(_exists, pieces))) or (_exists(data) and not all(found)):
+    if len(pieces) == 1 or _exists(data):
         return [Share(data, 1.0)]
-    for name in (data, *pieces):
-        if _exists(name) and _WEIGHTED.fullmatch(name):
-            raise UserError(f"{name} is the name of a file, and data with a weight: rename the file")
+    found = [_WEIGHTED.fullmatch(piece) for piece in pieces]
     parts = [Share(match[1], float(match[2])) for match in found if match]
     if len(parts) < len(pieces):
-        without = pieces[[match is None for match in found].index(True)]
+        without = pieces[found.index(None)]
         raise UserError(
             f"{without!r} has no weight in the mixture {data}: write each data set as NAME:WEIGHT, and rename a file "
             "whose name has a comma"

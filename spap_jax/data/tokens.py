@@ -273,13 +273,10 @@ def _cut(ids: np.ndarray, name: str, length: int, asked: int | None, first: int 
     if first is not None:
         windows = np.insert(windows, 0, first, axis=1)
     if len(windows) < (asked or 1):
-        shorter = ids.size // (asked or 1) if ids.ndim == 1 else ids.shape[1]
-        ways = [option("sequences", len(windows))] * (len(windows) > 0)
-        ways += [option("sequence_length", shorter)] * (1 < shorter < length)
-        less = f"use {' or '.join(ways)} at most, or " if ways else ""
         raise UserError(
             f"{name} holds token ids {list(ids.shape)}, which make {len(windows)} windows of {length}, not the "
-            f"{asked or 1} asked for: {less}give more text"
+            f"{asked or 1} asked for: give more text, fewer {option('sequences')} or a smaller "
+            f"{option('sequence_length')}"
         )
     return windows
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from spap_jax.errors import UserError, first_line, without_password
-from spap_jax.memory import free_disk
-from spap_jax.quantities import bytes_text
 from spap_jax.storage.location import cache, short_hash
 
 _ATTEMPTS = 3
@@ -223,20 +221,13 @@ class Folder:
         """
         identity = json.dumps([self.address, files, note], sort_keys=True, default=str)
         target = _downloads() / short_hash(identity)
-        if target.is_dir():
-            if _is_whole(target, files):
-                return target / _FILES
-            shutil.rmtree(target)  # whoever cleaned up old files left a part of it
+        if (target / _NOTE).is_file() and all((target / _FILES / name).is_file() for name in files):
+            return target / _FILES
+        shutil.rmtree(target, ignore_errors=True)  # a cluster that removes old files may leave a part of it
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         try:
             partial.mkdir(0o700, parents=True)  # a note may need the password in an address
             (partial / _FILES).mkdir()
-            size = sum(about["size"] or 0 for about in files.values())
-            if (free := free_disk(partial)) < size:
-                raise UserError(
-                    f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has "
-                    f"{bytes_text(free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
-                )
             self.get({name: about["size"] for name, about in files.items()}, partial / _FILES)
             (partial / _NOTE).write_text(note, encoding="utf-8")
             try:
@@ -292,14 +283,6 @@ def _lasting(about: About) -> About:
     if "generation" in about:
         return {key: about[key] for key in ("name", "size", "type", "generation")}
     return {key: value for key, value in about.items() if key not in ("StorageClass", "url")}
-
-
-def _is_whole(target: Path, files: Mapping[str, About]) -> bool:
-    """Whether a download is complete: its note and all files, in the sizes that the store says."""
-    local = {target / _FILES / name: about["size"] for name, about in files.items()}
-    return (target / _NOTE).is_file() and all(
-        file.is_file() and size in (None, file.stat().st_size) for file, size in local.items()
-    )
 
 
 def _downloads() -> Path:
@@ -372,24 +355,17 @@ def hub_file(repo: str, file: str, revision: str, *, remedy: str, kind: Kind = "
     Raises:
         UserError: It is not cached and cannot be downloaded.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     what = f"the file {file} of the hub {'data set' if kind == 'dataset' else 'model'} {repo}"
-    if cached := cached_file(repo, file, revision, kind):
-        return cached
+    cached = try_to_load_from_cache(repo, file, revision=revision, repo_type=kind)
+    if isinstance(cached, str):
+        return Path(cached)
     require_hub(what, remedy)
     try:
         return Path(hf_hub_download(repo, file, repo_type=kind, revision=revision))
     except Exception as error:  # whatever the client raises: no network, no disk space, no access
         raise UserError(f"{what} cannot be downloaded ({first_line(error)}): {remedy}") from error
-
-
-def cached_file(repo: str, file: str, revision: str, kind: Kind = "dataset") -> Path | None:
-    """The cached copy of one file of a hub data set or model, or None; does not use the network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repo, file, revision=revision, repo_type=kind)
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def hub_splits(repo: str, part: str | None, *, remedy: str) -> Mapping[str, Iterable[Any]]:

@@ -50,7 +50,7 @@ def test_folders(cache: Path, monkeypatch: pytest.MonkeyPatch):
         ("a/b/c", "there is no folder a/b/c"),
         ("llama", "there is no folder llama"),
         (Path("owner/name"), "there is no folder owner/name"),
-        ("models/b", "models/b is no hub id here"),
+        ("models/b", "there is no folder models/b"),
         ("models", "models is no checkpoint: it has no config.json"),
         ("models/a/config.json", "models/a/config.json is a file: name the folder"),
         ("", "has no config.json"),

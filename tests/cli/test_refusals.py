@@ -206,7 +206,7 @@ def test_a_disk_without_room(command: str, place: Path, capsys, monkeypatch: pyt
         (("eval", STORIES, "--data", EVALUATION, "--limit", "5"), "--limit"),
         (("eval", STORIES, "--tasks", "piqa", "--sequences", "5"), "--sequences"),
         (("eval", STORIES, "--tasks", "piqa", "--task-path", "no"), "no folder no"),
-        (("push", STORIES, "gs://bucket/model", "--private"), "--private"),
+        (("push", STORIES, "gs://bucket/model"), "owner/name"),
         (("convert", STORIES, "--output", "x", "--to", "orbax", "--dtype", "float16"), "--dtype"),
         (("bench", STORIES, "--new", "512"), "--new"),
     ],
