@@ -1,4 +1,4 @@
-"""Files at addresses, by fsspec, and on the Hugging Face Hub; the only module that uses either.
+"""Files at addresses, by fsspec, which no other module uses, and on the Hugging Face Hub.
 
 Downloads are complete or absent, and are reused as long as the store reports the same of the files. Stores have no
 rename: code that makes a folder there has to choose which file comes last. The hub's own clients retry for half a
