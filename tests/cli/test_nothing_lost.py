@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import stores
-from commands import left, sentence, spap, tiny, token_file
+from commands import Said, left, sentence, spap, tiny, token_file
 from trees import hashes
 
 from spap_jax import checkpoint
@@ -116,22 +116,23 @@ def test_places_that_cannot_be(here: Path, capsys):
     assert hashes(here) == before
 
 
-def test_a_pushed_checkpoint_at_an_address(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_an_orbax_folder_at_an_address(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     stores.begin()
     monkeypatch.setenv("SPAP_CACHE", str(here / "cache"))
-    shutil.rmtree(here / "v" / "base" / "dense")
-    push = ("push", here / "v" / "base")
+
+    def converted(output: str, *more: str) -> Said:
+        return spap(capsys, *WORDS["orbax"], "--output", output, *more)
+
     before = hashes(here)
-    assert "is the checkpoint" in sentence(spap(capsys, *push, f"file://{here}/v/base", "--overwrite"))
-    assert "contains the checkpoint" in sentence(spap(capsys, *push, f"file://{here}/v", "--overwrite"))
+    assert "is the model" in sentence(converted(f"file://{here}/v/base/dense", "--overwrite"))
+    assert "contains the model" in sentence(converted(f"file://{here}/v/base", "--overwrite"))
     assert hashes(here) == before
-    assert spap(capsys, *push, "frail://bucket/out").code == 0
-    said = sentence(spap(capsys, *push, "frail://bucket/out"))
-    assert said == "frail://bucket/out exists: name another folder, or pass --overwrite to replace it."
-    assert spap(capsys, *push, "frail://bucket/out", "--overwrite").code == 0
+    assert converted("frail://bucket/out").code == 0
+    assert "exists" in sentence(converted("frail://bucket/out"))
+    assert converted("frail://bucket/out", "--overwrite").code == 0
     Folder("frail://bucket/out").write("notes.txt", b"dear")
     there = stores.contents("/bucket")
-    assert "(notes.txt): name another" in sentence(spap(capsys, *push, "frail://bucket/out", "--overwrite"))
+    assert "notes.txt" in sentence(converted("frail://bucket/out", "--overwrite"))
     assert stores.contents("/bucket") == there
 
 
