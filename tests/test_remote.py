@@ -151,8 +151,11 @@ def test_a_password_is_neither_said_nor_readable_by_others(store: type[stores.Fr
     assert public_name("https://me:secret@host") == "host"
 
 
-def test_a_cache_that_cannot_be_written(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_without_room(store: type[stores.Frail], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Folder("frail://bucket/in").write("a", b"content")
+    place = Folder("frail://bucket/in")
+    with pytest.raises(UserError, match=r"1e.06 TB"):
+        place.fetch({"a": place.about("a") | {"size": 10**18}})
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="name another in SPAP_CACHE"):

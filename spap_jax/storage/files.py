@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from spap_jax.errors import UserError, first_line, without_password
+from spap_jax.memory import free_disk
+from spap_jax.quantities import bytes_text
 from spap_jax.storage.location import cache, short_hash
 
 _ATTEMPTS = 3
@@ -221,13 +223,20 @@ class Folder:
         """
         identity = json.dumps([self.address, files, note], sort_keys=True, default=str)
         target = _downloads() / short_hash(identity)
-        if (target / _NOTE).is_file() and all((target / _FILES / name).is_file() for name in files):
-            return target / _FILES
-        shutil.rmtree(target, ignore_errors=True)  # a cluster that removes old files may leave a part of it
+        if target.is_dir():
+            if (target / _NOTE).is_file() and all((target / _FILES / name).is_file() for name in files):
+                return target / _FILES
+            shutil.rmtree(target)  # whoever cleaned up old files left a part of it
         partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
         try:
             partial.mkdir(0o700, parents=True)  # a note may need the password in an address
             (partial / _FILES).mkdir()
+            size = sum(about["size"] or 0 for about in files.values())
+            if (free := free_disk(partial)) < size:
+                raise UserError(
+                    f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has "
+                    f"{bytes_text(free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
+                )
             self.get({name: about["size"] for name, about in files.items()}, partial / _FILES)
             (partial / _NOTE).write_text(note, encoding="utf-8")
             try:
