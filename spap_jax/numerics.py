@@ -1,7 +1,9 @@
-"""Numerics: float32 matrix products at full precision, and the data types of what is stored or made in less.
+"""Numerics: how precise matrix products are, by purpose, and the data types of what is stored or made in less.
 
-Arrays may be stored in less than float32. Only optimizer steps compute in less: those of alternating rounds at the
-device's default precision, and those on whole models in `step_dtype`.
+Activations, sums and softmax are float32 everywhere but in optimizer steps on whole models, which compute in
+`step_dtype`. On GPUs and TPUs the products of float32 arrays are as precise as their purpose needs: `forward_precision`
+for passes through a model, `moments_precision` for second moments, `full_precision` for the solver. CPUs compute all of
+them in full. Optimizer steps of alternating rounds have the device's default precision.
 """
 
 import functools
@@ -21,11 +23,24 @@ Tree = TypeVar("Tree")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes matrix products inside true float32, also on TPUs and on GPUs with TF32. Apply it below ``jax.jit``."""
+    """Makes matrix products inside true float32. Apply this decorator, as the next two, below ``jax.jit``."""
+    return _with_precision("highest", function)
 
+
+def moments_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes each product inside of three bfloat16 ones: 16 bits of both factors count, nearly as in float32."""
+    return _with_precision("BF16_BF16_F32_X3", function)
+
+
+def forward_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """Rounds the factors of products inside to bfloat16, the type in which models are trained; sums are float32."""
+    return _with_precision("BF16_BF16_F32", function)
+
+
+def _with_precision(precision: str, function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision(precision):
             return function(*args, **kwargs)
 
     return wrapped

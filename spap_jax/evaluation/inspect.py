@@ -18,7 +18,7 @@ from spap_jax.evaluation.perplexity import perplexity as window_perplexity
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.models.loss import text_loss
 from spap_jax.models.model import Model, checked
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import forward_precision
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import bytes_of
 
@@ -115,9 +115,9 @@ def loss(model: Model, tokens: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-@full_precision
+@forward_precision
 def _logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array) -> jax.Array:
     return decoder.forward(config, params, tokens, valid)
 
 
-_text_loss = jax.jit(full_precision(text_loss), static_argnames="config")
+_text_loss = jax.jit(forward_precision(text_loss), static_argnames="config")

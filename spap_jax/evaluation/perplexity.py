@@ -12,7 +12,7 @@ from spap_jax.models import DecoderConfig, Params, decoder, loss
 from spap_jax.models.decoder import check_length
 from spap_jax.models.loss import Predictor, Target, loss_sum, next_tokens
 from spap_jax.models.model import Model
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import forward_precision
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
 from spap_jax.parallel.program import program
@@ -172,7 +172,7 @@ def window_batches(
 
 
 @program(static_argnames="config")
-@full_precision
+@forward_precision
 def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.Array, counts: jax.Array) -> jax.Array:
     """Sums the loss of windows [D, b, T] in float32, over the predictions that count, [D, b, T - 1]."""
 
@@ -185,7 +185,7 @@ def negative_log_likelihood(config: DecoderConfig, params: Params, tokens: jax.A
 
 
 @program(static_argnames="configs")
-@full_precision
+@forward_precision
 def _compared(
     configs: tuple[DecoderConfig, DecoderConfig], params: tuple[Params, Params], tokens: jax.Array, counts: jax.Array
 ) -> jax.Array:

@@ -18,7 +18,7 @@ from spap_jax.evaluation.generation import keys_of, segments
 from spap_jax.models import DecoderConfig, decoder
 from spap_jax.models.loss import token_groups
 from spap_jax.models.model import Model
-from spap_jax.numerics import full_precision
+from spap_jax.numerics import forward_precision
 from spap_jax.parallel import collectives, mesh
 
 SHORTEST = 32
@@ -121,7 +121,7 @@ def log_likelihoods(
 
 
 @functools.partial(jax.jit, static_argnames="config")
-@full_precision
+@forward_precision
 def _score(
     config: DecoderConfig,
     params: decoder.Params,

@@ -110,8 +110,7 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = None, 
 
     The number of queries is a multiple of 128. ``interpret`` makes the kernel work on every platform.
     """
-    kernel = functools.partial(_splash, window=window, interpret=interpret)
-    return kernel(q, k, v) if q.dtype == jnp.float32 else _at_default_precision(kernel, q, k, v)
+    return _at_default_precision(functools.partial(_splash, window=window, interpret=interpret), q, k, v)
 
 
 def _splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, interpret: bool) -> jax.Array:
@@ -135,7 +134,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, interp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _at_default_precision(kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Computes a kernel and its gradient at the default precision; TPUs refuse a higher one for bfloat16."""
+    """Computes a kernel and its gradient at the device's default precision, the only one that all data types have."""
     with jax.default_matmul_precision("default"):
         return kernel(q, k, v)
 

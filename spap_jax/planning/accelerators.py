@@ -8,8 +8,8 @@ Sources, per chip or board:
 - A100 80GB SXM, H100 SXM, H200 SXM: NVIDIA's data sheets: FP32 and BF16 rates (BF16 without sparsity, half of what the
   sheets of H100 and H200 print), memory and bandwidth.
 
-Matrix products at full float32 precision, which everything but optimizer steps uses, take six bfloat16 passes on a TPU
-(XLA's "highest" precision) and the FP32 units of a GPU.
+Matrix products at full float32 precision, which the solver uses, take six bfloat16 passes on a TPU (XLA's "highest"
+precision) and the FP32 units of a GPU.
 """
 
 import re

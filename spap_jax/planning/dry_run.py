@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import jaxprs_in_params
-from jax.lax import Precision
+from jax.lax import DotAlgorithmPreset, Precision
 from jax.sharding import get_mesh
 
 from spap_jax.backend import platform
@@ -35,7 +35,10 @@ class RefusedError(Exception):
 
 
 class Operations(NamedTuple):
-    """Floating-point operations of matrix products: in float32 at full precision, and others."""
+    """Floating-point operations of matrix products: in float32 at full precision, and others.
+
+    A product of `numerics.moments_precision` counts as the three that it is made of, except on CPUs.
+    """
 
     full: float = 0.0
     quick: float = 0.0
@@ -189,7 +192,8 @@ def _operations(jaxpr: Any) -> Operations:
             summed = math.prod(shape[axis] for axis in params["dimension_numbers"][0][0])
             count = 2.0 * summed * math.prod(equation.outvars[0].aval.shape)
             full = params["precision"] == (Precision.HIGHEST,) * 2 and equation.invars[0].aval.dtype.itemsize == 4
-            total = total.plus(Operations(full=count) if full else Operations(quick=count))
+            passes = 3 if params["precision"] == DotAlgorithmPreset.BF16_BF16_F32_X3 and platform() != "cpu" else 1
+            total = total.plus(Operations(full=count) if full else Operations(quick=passes * count))
         elif name == "cond":
             total = total.plus(max((_operations(branch.jaxpr) for branch in params["branches"]), key=sum))
         else:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from spap_jax.models import DecoderConfig, Params, decoder
 from spap_jax.models.blocks import get_layer, over_blocks
 from spap_jax.models.loss import Predictor, Target, loss_sum
-from spap_jax.numerics import full_precision, in_float32, sliced, to_slice
+from spap_jax.numerics import forward_precision, in_float32, sliced, to_slice
 from spap_jax.parallel import collectives
 from spap_jax.parallel.program import program
 from spap_jax.pruning import streams
@@ -17,7 +17,7 @@ from spap_jax.pruning.streams import Streams
 
 
 @program(static_argnames="config")
-@full_precision
+@forward_precision
 def divergence(
     config: DecoderConfig, outer: Params, layers: Params, first: int, mlp: Params, chunks: Streams
 ) -> jax.Array:
@@ -48,7 +48,7 @@ def set_layer(stack: Params, index: int, layer: Params) -> Params:
 
 
 @program(static_argnames="config", donate_argnames="pruned")
-@full_precision
+@forward_precision
 def advance(config: DecoderConfig, layers: Params, index: int, pruned: jax.Array) -> jax.Array:
     """Advances a stream [C, B, T, d] past block ``index`` of the stack."""
     layer = get_layer(layers, index)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spap_jax.models import Block, DecoderConfig, Params, decoder
-from spap_jax.numerics import full_precision, in_bfloat16
+from spap_jax.numerics import forward_precision, in_bfloat16
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import shard_params
 from spap_jax.parallel.program import program
@@ -56,7 +56,7 @@ def start(config: DecoderConfig, params: Params, sequences: Sequences) -> Stream
 
 
 @program(static_argnames="config")
-@full_precision
+@forward_precision
 def _start(config: DecoderConfig, params: Params, chunks: jax.Array, counted: jax.Array | None) -> Streams:
     positions = decoder.positions_in(chunks.shape[1:])
 
@@ -95,7 +95,7 @@ def _program(one: Callable[[DecoderConfig, Params, Streams], Streams]) -> Any:
     def every(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
         return in_place(functools.partial(one, config, layer), chunk)
 
-    return program(static_argnames="config", donate_argnames="chunk")(full_precision(every))
+    return program(static_argnames="config", donate_argnames="chunk")(forward_precision(every))
 
 
 @_program

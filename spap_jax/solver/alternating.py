@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spap_jax.numerics import in_float32
+from spap_jax.numerics import forward_precision, in_float32, moments_precision
 from spap_jax.parallel import collectives
 from spap_jax.solver.problem import Problem, explained, refit, scaled
 
@@ -123,6 +123,7 @@ def _projected(weights: Weights, channels: jax.Array) -> jax.Array:
     return y if weights.bias is None else y + weights.bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
+@forward_precision
 def relative_error(mlp: MlpFunctions, weights: Weights, tokens: Tokens) -> jax.Array:
     """Computes the squared error over the squared target, summed over all tokens, []."""
 
@@ -150,18 +151,23 @@ def mean_products(
     """Accumulates the moments of a least-squares problem in one pass; no activation is kept beyond its chunk.
 
     Args:
-        seen: Returns the channels h [N, f] and the targets y [N, d] of a chunk, both weighted, and sums of squares.
+        seen: Returns the channels h [N, f] and the targets y [N, d] of a chunk, both weighted, and sums of squares;
+            it is a forward pass, and has the precision of one.
 
     Returns:
         Means over the tokens: of h'h [f, f] and h'y [f, d], sharded along the rows, h [f], y [d], and the squares.
     """
 
     def add(total: tuple, chunk: Tokens) -> tuple[tuple, None]:
-        h, y, own = seen(in_float32(chunk))
+        h, y, own = forward_precision(seen)(in_float32(chunk))
+        parts = (*products(h, y), h.sum(axis=0), y.sum(axis=0), own)
+        return jax.tree.map(jnp.add, total, parts), None
+
+    @moments_precision
+    def products(h: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Materialise the transpose: XLA:CPU is twice as slow at a product that contracts the rows of a large array.
         across = jax.lax.optimization_barrier(h.T)
-        parts = (across @ h, across @ y, h.sum(axis=0), y.sum(axis=0), own)
-        return jax.tree.map(jnp.add, total, parts), None
+        return across @ h, across @ y
 
     def sums(own: Tokens) -> tuple:
         start = tuple(jnp.zeros(shape, jnp.float32) for shape in ((f, f), (f, d), f, d, squares))

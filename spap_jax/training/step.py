@@ -16,7 +16,7 @@ import optax
 from spap_jax.models import DecoderConfig, Params, decoder, loss
 from spap_jax.models.blocks import attention_kind, over_blocks
 from spap_jax.models.loss import Predictor, Target, counted_predictions, loss_sum, next_tokens
-from spap_jax.numerics import full_precision, in_float32
+from spap_jax.numerics import forward_precision, in_float32
 from spap_jax.parallel import collectives, mesh
 from spap_jax.parallel.placement import fully_shard_params, gather_params
 from spap_jax.parallel.program import program
@@ -147,9 +147,9 @@ def step(
 
 
 @program(static_argnames="job")
-@full_precision
+@forward_precision
 def measure(job: Job, frozen: Frozen, sequences: Sequences, moved: Params, rows: jax.Array) -> Measurement:
-    """Measures weights in the data type in which they are written, in float32 at full precision; see `step`."""
+    """Measures weights in the data type in which they are written, with activations in float32; see `step`."""
     targeted = job.teacher is not None or sequences.target is not None
 
     def add(total: Any, rows: jax.Array) -> tuple[Any, None]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from plan_cases import CONFIG, JOINT, SHAPE
+from plan_cases import CONFIG, FORWARD, JOINT, SHAPE
 
 from spap_jax.planning.absent import use_absent_mesh
 from spap_jax.planning.accelerators import mesh_named
@@ -18,3 +18,4 @@ def test_a_run_of_a_small_model(name: str, model: int):
         found = plan(CONFIG, JOINT, SHAPE, np.dtype("float32"), USABLE * mesh.accelerator.memory)
     assert found.fits
     assert {"choose channels", "recover", "step", "measure"} <= found.programs.keys()
+    assert not any(found.programs[name].operations.full for name in FORWARD)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from plan_cases import CONFIG, JOINT, SHAPE
+from plan_cases import CONFIG, FORWARD, JOINT, SHAPE
 
 from spap_jax.models import decoder
 from spap_jax.parallel import mesh
@@ -82,6 +82,8 @@ def test_a_plan_of_a_run_with_joint_steps():
     assert not found._replace(room=most - 1).fits
     assert not found._replace(refused=name).fits
     assert {"choose channels", "step", "measure"} <= found.programs.keys()
+    assert found.programs["choose channels"].operations.quick == 0
+    assert not any(found.programs[name].operations.full for name in (*FORWARD, "accumulate"))
     assert found.programs["choose channels"].calls == CONFIG.layers
     assert found.run.joint
     assert found.programs["step"].calls == found.run.joint.steps

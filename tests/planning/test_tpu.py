@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from plan_cases import CONFIG, JOINT
+from plan_cases import CONFIG, FORWARD, JOINT
 
 from spap_jax.parallel.mesh import arranged
 from spap_jax.planning.absent import devices_of, use_absent_mesh
@@ -37,6 +37,7 @@ def test_a_run_of_a_small_model(name: str, model: int):
         found = plan(CONFIG, JOINT, (64, 64), np.dtype("float32"), USABLE * mesh.accelerator.memory)
     assert found.fits
     assert {"choose channels", "recover", "step", "measure"} <= found.programs.keys()
+    assert not any(found.programs[name].operations.full for name in FORWARD)
 
 
 def test_eight_devices_share_the_sequences_and_the_rows_of_the_solver():
