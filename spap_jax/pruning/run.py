@@ -46,6 +46,9 @@ _TAIL_RATE, _TAIL_LIMIT = 0.06, 0.002
 _STEP_TOKENS, _STEP_RATE = 2048, 0.03
 """Tokens of one optimizer step of an alternating round, and its size relative to the weights it changes."""
 
+_LEAST_STEPS = 32
+"""Least number of joint steps that several devices share the text in; fewer, larger ones would not lead as far."""
+
 _CHECKS = 8
 """Largest number of measurements on held-out tokens between joint steps."""
 
@@ -221,15 +224,19 @@ def _divided(tokens: np.ndarray | TokenBlocks, settings: PruneSettings, reading:
 def _joint_schedule(
     config: DecoderConfig, settings: PruneSettings, reading: int, judged: int, length: int
 ) -> StepSchedule:
-    """Returns the joint steps: as many as on one device, since fewer would lead less far, of more sequences each."""
+    """Returns the joint steps; several devices make fewer on the same text, of as many sequences as there are devices.
+
+    Steps of n times as many sequences are larger by the square root of n.
+    """
     effort, last = EFFORTS[settings.effort], settings.joint_last
     assert last
     tail_rate = min(_TAIL_LIMIT, _TAIL_RATE / (config.width**0.5 * last ** (2 / 3)))
     rate = _JOINT_RATE / (config.layers * config.width) if last == config.layers else tail_rate
     alone = min(reading, max(1, effort.tokens // length))
-    steps = max(1, round(reading / alone))
+    batch = max(alone, min(mesh.data_size(), reading // _LEAST_STEPS))
+    rate *= (batch / alone) ** 0.5
+    steps = max(1, round(reading / batch))
     checks = max(1, round(min(_CHECKS, effort.measured * reading / judged)))
-    batch = min(reading, max(mesh.data_size(), alone))
     return StepSchedule(steps, rate, batch, -(-steps // checks), settings.batch_tokens, (settings.seed, 0))
 
 

@@ -164,14 +164,22 @@ def test_every_sequence_is_used_once_before_any_is_used_again():
     assert (order != _order(12, 6, 5, (8,))).any()
 
 
-def test_joint_steps_are_as_many_on_any_number_of_devices():
-    tokens, config = np.zeros((128, 512), np.int32), tiny("llama").config
-    settings = PruneSettings(joint_passes=3, batch_tokens=512)
-    for count, sequences in ((1, 4), (8, 8)):  # a sequence for each device
+def test_several_devices_make_fewer_and_larger_joint_steps_on_the_same_text():
+    tokens, config = np.zeros((128, 512), np.int32), dataclasses.replace(tiny("llama").config, positions=512)
+    settings, schedules = PruneSettings(joint_passes=3, batch_tokens=512), {}
+    for count in (1, 4, 8):
         with mesh.use_mesh(count):
-            schedule = resolve(dataclasses.replace(config, positions=512), tokens, settings).joint
-        assert schedule is not None
-        assert (schedule.steps, schedule.sequences, schedule.checks) == (90, sequences, 8)
+            schedules[count] = resolve(config, tokens, settings).joint
+    one, four, eight = schedules.values()
+    assert one == four  # whose steps have a sequence for each of four devices
+    assert one
+    assert eight
+    assert (one.steps, one.sequences, eight.steps, eight.sequences) == (90, 4, 45, 8)
+    assert eight.rate == pytest.approx(2**0.5 * one.rate)
+    with mesh.use_mesh(8):
+        few = resolve(config, tokens, settings.replace(joint_passes=1)).joint
+    assert few
+    assert (few.steps, few.sequences) == (30, 4)  # two sequences in a step more would leave too few steps
 
 
 def test_measurements_take_a_small_part_of_the_time():
