@@ -3,11 +3,14 @@
 import contextlib
 import gc
 import io
+import os
+import platform
 import sys
 from collections.abc import Sequence
 
 from spap_jax.data.auto_tokenizer import leave_pytorch_out
 from spap_jax.errors import naming_flags, printable
+from spap_jax.storage.location import cache
 
 _COLLECTION = (50_000, 20, 100)
 """Thresholds of Python's garbage collector: tracing makes objects by the million, which are freed without it."""
@@ -29,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(*_COLLECTION)
     if arguments is None:  # the process is the command's own
         leave_pytorch_out()
+        _keep_compiled_programs()
     words = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped
@@ -46,3 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if failures.is_one_of_several():
         failures.leave(code)
     return code
+
+
+def _keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs for later commands on this machine, unless its own variables say otherwise."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache() / "compiled" / platform.node()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))

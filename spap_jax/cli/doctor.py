@@ -40,6 +40,7 @@ def doctor() -> None:
     if math.isfinite(memory.of_machine()):
         machine["memory"] = bytes_text(memory.of_machine())
     machine |= {"free disk here": bytes_text(shutil.disk_usage(".").free), "processes": str(jax.process_count())}
+    machine["compiled programs"] = os.environ.get("JAX_COMPILATION_CACHE_DIR", "not kept")
     for name, value in (machine | found | {name: _version(name) for name in _MORE}).items():
         console.out.print(f"{name:<18} {value}")
     console.out.print("the hub answers" if hub is None else f"the hub cannot be reached: {hub}; local folders work")

@@ -1,6 +1,7 @@
 """End-to-end tests of the commands."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -227,6 +228,7 @@ def test_the_doctor_tells_devices_versions_and_why_the_hub_is_silent(monkeypatch
     )
     assert re.search(rf"^jax +{re.escape(jax.__version__)}$", said.out, re.MULTILINE)
     assert re.search(r"^torch +\S", said.out, re.MULTILINE)
+    assert f"compiled programs  {os.environ['JAX_COMPILATION_CACHE_DIR']}" in said.out
     assert re.search(r"the hub cannot be reached: .+; local folders work$", said.out)
 
 
