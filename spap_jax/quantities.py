@@ -30,20 +30,13 @@ def range_text(counts: Collection[int]) -> str:
 
 
 def change_text(before: float, after: float) -> str:
-    """The relative change, in per cent; a dash if the amount before was 0."""
-    if before == 0:
-        return "-"
-    return f"{100 * (after / before - 1):+.1f} %"
+    """The relative change, in per cent; a dash if there is none."""
+    return f"{100 * (after / before - 1):+.1f} %" if before and math.isfinite(after) else "-"
 
 
-def share_text(share: float) -> str:
-    """0.3 -> "30 %", 0.297 -> "29.7 %"."""
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"
-
-
-def signed(text: str) -> str:
-    """Replaces the hyphen, which terminals and files use, by a minus sign."""
-    return text.replace("-", "\N{MINUS SIGN}")
+def loss_text(value: float) -> str:
+    """Formats a perplexity or a loss."""
+    return f"{value:.4f}" if math.isfinite(value) else "not finite"
 
 
 def duration_text(seconds: float, digits: int = 3) -> str:
@@ -54,6 +47,6 @@ def duration_text(seconds: float, digits: int = 3) -> str:
 
 
 def percent_text(fraction: float) -> str:
-    """0.0593 -> "5.9 %"; values below one per cent keep two significant digits."""
+    """0.3 -> "30 %", 0.0593 -> "5.9 %"; values below one per cent keep two significant digits."""
     percent = 100 * fraction
-    return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %"
+    return (f"{percent:.1f}".removesuffix(".0") if percent >= 1 else f"{percent:.2g}") + " %"

@@ -79,7 +79,7 @@ def test_a_line_names_the_stages_that_changed_the_weights():
     assert Run().layer(0, 81, held_out=Errors(0.0593, 0.0257, 0.0257)) == f"{start}, refit 2.6 %  81 s"
     assert Run().layer(0, 81, held_out=Errors(0.0593, 0.0593, 0.0593)) == f"{start}  81 s"
     assert Run().layer(0, 81, held_out=None, attention=ATTENTION).splitlines() == [
-        "layer 1/3  attention, calibration error: chosen 30.0 %, refit 20.0 %",
+        "layer 1/3  attention, calibration error: chosen 30 %, refit 20 %",
         "layer 1/3  calibration error: chosen 5.9 %, refit 2.6 %, adjusted 2.3 %  81 s",
     ]
 
@@ -92,12 +92,12 @@ def test_the_time_left_covers_layers_steps_and_perplexity():
     assert run.layer(0, 100).endswith("  100 s")
     assert run.layer(1, 60).endswith("  60 s, step in 60 s")
     assert run.layer(2, 60).endswith("  60 s")
-    assert run.steps(0, 9) == "step 0/8  held-out divergence 0.0498, same top token 75.0 %  9 s"
+    assert run.steps(0, 9) == "step 0/8  held-out divergence 0.0498, same top token 75 %  9 s"
     assert run.steps(2, 70).endswith("  70 s")
     run.now += 20
     run.progress.step(4, 8)  # four more at 10 s, and ten windows at 2 s
     assert run.printed() == "step 4/8, about 60 s left ..."
-    said = "step 8/8  held-out divergence 0.0498, same top token 75.0 %"
+    said = "step 8/8  held-out divergence 0.0498, same top token 75 %"
     assert run.steps(8, 40, taken=False) == f"{said}, not kept  40 s, about 20 s left"
 
 

@@ -9,7 +9,7 @@ from spap_jax import progress
 from spap_jax.cli import console
 from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
 from spap_jax.cli.texts import perplexity_of, read_texts
-from spap_jax.quantities import change_text, count_text, peak_text
+from spap_jax.quantities import count_text, peak_text
 from spap_jax.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -148,15 +148,12 @@ def finetune(
 
 
 def _summary(report: "FinetuneReport") -> None:
-    rows = [(f"held-out loss ({report.objective})", report.held_out["before"], report.held_out["after"])]
-    if measured := report.extras.perplexity:
-        rows.append(("perplexity", measured.before, measured.after))
     kind = "all weights" if report.settings["full"] else f"LoRA of rank {report.settings['lora_rank']}"
     trained = count_text(report.trained_parameters)
     console.table(
         f"{report.model}: {report.steps} steps, {kind} ({trained} numbers)",
         ("", "before", "after", "change"),
-        [(name, f"{old:.4f}", f"{new:.4f}", change_text(old, new)) for name, old, new in rows],
+        report.rows,
     )
     kept = f"the weights of step {report.kept.step} are kept"
     if report.kept.step == 0:

@@ -357,28 +357,12 @@ def _finish(
 
 
 def _summary(report: "PruneReport") -> None:
-    from spap_jax.quantities import bytes_text, change_text, count_text, peak_text, percent_text
+    from spap_jax.quantities import peak_text
 
-    model, extras = report.model, report.extras
-
-    def row(name: str, change: Any, text: Callable[[Any], str]) -> tuple[str, ...]:
-        return name, text(change.before), text(change.after), change_text(change.before, change.after)
-
-    width = "MLP channels per layer" if report.one_width else "MLP channels of the widest layer"
-    counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters, width: model.intermediate}
-    if report.fewer_heads:
-        counts |= {"attention heads per layer": model.heads, "key/value heads per layer": model.kv_heads}
-    rows = [row(name, count, count_text) for name, count in counts.items()]
-    if extras.bytes:
-        rows.append(row("weights on disk", extras.bytes, bytes_text))
-    if check := report.kept:
-        rows.append((f"divergence, {report.judged} tokens", "0", f"{check.held_out:.4f}", ""))
-        if check.agreement is not None:
-            rows.append((f"same top token, {report.judged} tokens", "100 %", percent_text(check.agreement), ""))
-    if extras.perplexity:
-        rows.append(row("perplexity", extras.perplexity, "{:.4f}".format))
-    console.table(f"{model.name}: {report.sparsity.words} removed", ("", "before", "after", "change"), rows)
+    title = f"{report.model.name}: {report.sparsity.words} removed"
+    console.table(title, ("", "before", "after", "change"), report.rows)
+    peak = peak_text(report.extras.peak_memory_bytes, report.extras.peak_device_bytes)
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in report.seconds.items())
-    console.out.print(f"seconds: {phases}; peak memory {peak_text(extras.peak_memory_bytes, extras.peak_device_bytes)}")
+    console.out.print(f"seconds: {phases}; peak memory {peak}")
     for line in report.advice:
         console.out.print(f"advice: {line}")

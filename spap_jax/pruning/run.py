@@ -17,7 +17,7 @@ from spap_jax.parallel import mesh, placement
 from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences, chunked, fitted_of
 from spap_jax.pruning import reduce
-from spap_jax.quantities import share_text
+from spap_jax.quantities import percent_text
 from spap_jax.report.schema import Sparsities, Sparsity
 from spap_jax.settings import EFFORTS, LARGE, PruneSettings
 from spap_jax.solver.alternating import RoundSchedule
@@ -289,8 +289,8 @@ def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Coll
     stay = f"{pruned.intermediate} of {config.intermediate} stay in a layer"
     if found.channels.missed:
         warn(
-            f"sparsity {settings.sparsity} removes {share_text(found.channels.achieved)} of the MLP channels: {stay}, "
-            f"rounded to a multiple of {multiple_of(settings, config.intermediate)}."
+            f"sparsity {settings.sparsity} removes {percent_text(found.channels.achieved)} of the MLP channels: "
+            f"{stay}, rounded to a multiple of {multiple_of(settings, config.intermediate)}."
         )
     if found.channels.achieved > _NEARLY_ALL:
         warn(
@@ -299,7 +299,7 @@ def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Coll
         )
     if found.heads.missed:
         warn(
-            f"attention sparsity {settings.attention_sparsity} removes {share_text(found.heads.achieved)} of heads, "
+            f"attention sparsity {settings.attention_sparsity} removes {percent_text(found.heads.achieved)} of heads, "
             f"which stay whole: {pruned.kv_heads} of {config.kv_heads} key/value heads are left in a layer."
         )
     for names, why in _without_effect(settings):

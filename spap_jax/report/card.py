@@ -1,10 +1,10 @@
 """The model cards of pruned checkpoints, and of trained ones, to which a section is appended."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from spap_jax.quantities import range_text, share_text
-from spap_jax.report.schema import FinetuneReport, PruneReport, parsed
+from spap_jax.quantities import percent_text, range_text
+from spap_jax.report.schema import Extras, FinetuneReport, PruneReport, Row, parsed
 
 _TEXT = """\
 {head}
@@ -15,11 +15,11 @@ Made from `{name}` by SPAP-JAX {version}: structured pruning with recovery in th
 about the architecture ({architecture}) is as it was{but}{loaders}.
 Channels were chosen by the method `{selection}`; {update}.
 
-| | before | after |
-| --- | ---: | ---: |
+| | before | after | change |
+| --- | ---: | ---: | ---: |
 {rows}
 
-Calibration: {calibration}.
+Calibration: {calibration}.{measured}
 Every setting, the channels kept and each layer's error are in `spap_report.json`.
 
 ```python
@@ -115,22 +115,12 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
     model, widths, biases = report.model, report.model.widths, report.model.mlp_bias
     heads, groups = model.heads, model.kv_heads
     fewer_heads = groups.after < groups.before
-    counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters}
-    if size := report.extras.bytes:
-        counts["bytes of weights"] = size
-    rows = [(name, f"{count.before:,}", f"{count.after:,}") for name, count in counts.items()]
-    if check := report.kept:
-        rows.append((f"divergence on {report.judged} tokens, nats", "0", f"{check.held_out:.4f}"))
-        if check.agreement is not None:
-            rows.append((f"same most likely token on {report.judged} tokens", "100 %", share_text(check.agreement)))
-    if measured := report.extras.perplexity:
-        rows.append((f"perplexity on {measured.data}", f"{measured.before:.3f}", f"{measured.after:.3f}"))
     return _TEXT.format(
         head=card_head(model.name, "transformers" if stock else "spap-jax", "pruned", "spap-jax"),
         name=model.name,
         version=report.versions["spap-jax"],
-        removed=share_text(report.removed),
-        headline=f" and {share_text(groups.removed)} of its attention heads" if fewer_heads else "",
+        removed=percent_text(report.removed),
+        headline=f" and {percent_text(groups.removed)} of its attention heads" if fewer_heads else "",
         heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
         loaders=_loaders(report, fewer_heads) if stock or not report.one_width else f"; {ORBAX_LOADER}",
         code=_STOCK_CODE if stock else _OWN_CODE,
@@ -140,9 +130,19 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
         but=" but for added biases in the MLP" if biases.after and not biases.before else "",
         selection=report.method.selection,
         update=_recovered(report),
-        rows="\n".join(f"| {' | '.join(row)} |" for row in rows),
+        rows=_lines(report.rows),
         calibration=report.calibration.description,
+        measured=_measured(report.extras),
     )
+
+
+def _lines(rows: Sequence[Row]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _measured(extras: Extras) -> str:
+    """Says on what perplexity was measured, if it was."""
+    return f" Perplexity: {extras.perplexity.data}." if extras.perplexity else ""
 
 
 def _recovered(report: PruneReport) -> str:
@@ -173,10 +173,10 @@ _SECTION = """
 ## Trained {afterwards}
 
 {kind} trained for {steps} steps by SPAP-JAX {version} {goal}, on {data}. The weights of
-step {kept}, the best on sequences that were held out, were kept; figures above this section are from before.
+step {kept}, the best on sequences that were held out, were kept; figures above this section are from before.{measured}
 
-| | before | after |
-| --- | ---: | ---: |
+| | before | after | change |
+| --- | ---: | ---: | ---: |
 {rows}
 
 Every setting and the loss of every step are in `spap_finetune.json`.
@@ -199,10 +199,6 @@ def trained_files(report: FinetuneReport, accounts: Mapping[str, bytes]) -> dict
 def trained_card(report: FinetuneReport, card: str) -> str:
     """Returns the README.md of a trained checkpoint, from its report; it is appended to a card of SPAP-JAX."""
     ours = "\n- spap-jax\n" in card
-    held_out = report.held_out
-    rows = [(f"loss on held-out sequences ({report.objective})", held_out["before"], held_out["after"])]
-    if measured := report.extras.perplexity:
-        rows.append((f"perplexity on {measured.data}", measured.before, measured.after))
     section = _SECTION.format(
         afterwards="after pruning" if ours else "on",
         kind="All weights were" if report.settings["full"] else "Low-rank updates of the projections (LoRA) were",
@@ -211,7 +207,8 @@ def trained_card(report: FinetuneReport, card: str) -> str:
         goal="towards the predictions of the dense model" if report.teacher else "to predict the next token",
         data=report.data.description,
         kept=report.kept.step,
-        rows="\n".join(f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in rows),
+        rows=_lines(report.rows),
+        measured=_measured(report.extras),
     )
     head = card_head(report.model, "transformers", "spap-jax")
     return (card if ours else _NEW_CARD.format(head=head, name=report.model)) + section

@@ -6,15 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from statistics import fmean
 from typing import Any
 
 import jinja2
 
-from spap_jax.quantities import bytes_text, change_text, count_text, peak_text, share_text, signed
+from spap_jax.quantities import change_text, count_text, loss_text, peak_text, percent_text, range_text
 from spap_jax.report.figures import STAGES, Plot
 from spap_jax.report.read import RunReports
-from spap_jax.report.schema import Change, Errors, LayerReport, Perplexities, PruneReport
+from spap_jax.report.schema import Errors, LayerReport, PruneReport
 
 NOTHING = "\N{EN DASH}"
 """Shown where a run does not have a number."""
@@ -30,16 +29,16 @@ class Table:
     note: str = ""
 
 
-HEADLINES = {
-    "divergence from the original": "Divergence",
-    "perplexity": "Perplexity",
-    "perplexity by training": "Perplexity by training",
-    "weights on disk": "Size on disk",
-    "parameters": "Parameters",
-    "prefill speed": "Speed of reading a prompt",
-    "decode speed": "Speed of writing text",
-}
-"""Rows of the table of before and after that are shown in large type, and their names there."""
+HEADLINES = (
+    "divergence (nats)",
+    "perplexity",
+    "perplexity by training",
+    "weights on disk",
+    "parameters",
+    "prefill speed",
+    "decode speed",
+)
+"""Rows of the table of before and after that are shown in large type."""
 
 
 def render(run: RunReports, plots: Sequence[Plot]) -> str:
@@ -55,7 +54,7 @@ def render(run: RunReports, plots: Sequence[Plot]) -> str:
         notes=_notes(run),
         plots=[(plot, base64.b64encode(plot.drawn("svg")).decode()) for plot in plots],
         numbers=numbers,
-        tables=[layers(report), *([joint(report)] if len(report.joint) > 1 else [])],
+        tables=[layers(report)],
         facts=_facts(run),
         pairs={
             "Settings": [(name, value_text(value)) for name, value in report.settings.items()],
@@ -67,17 +66,16 @@ def render(run: RunReports, plots: Sequence[Plot]) -> str:
 def removed_text(run: RunReports) -> str:
     """Says what was removed, and whether training followed."""
     heads = run.pruned.fewer_heads
-    words = f"{share_text(run.pruned.removed)} of the MLP channels"
-    words += f" and {share_text(heads.removed)} of the attention heads" if heads else ""
+    words = f"{percent_text(run.pruned.removed)} of the MLP channels"
+    words += f" and {percent_text(heads.removed)} of the attention heads" if heads else ""
     return f"{words} removed{', then trained' if run.trained else ''}"
 
 
 def _kept(report: PruneReport) -> str:
     """Says how many channels and heads the layers of the pruned model keep."""
-    counts = [len(layer.kept) for layer in report.layers]
-    least, most = count_text(min(counts)), count_text(max(counts))
-    layers, kept = ("Every layer keeps", least) if least == most else ("The layers keep", f"{least} to {most}")
-    words = f"{layers} {kept} of {count_text(report.model.intermediate.before)} MLP channels"
+    kept = report.model.widths.after
+    words = f"{'Every layer keeps' if report.one_width else 'The layers keep'} {range_text(kept)}"
+    words += f" of {count_text(report.model.intermediate.before)} MLP channels"
     words += report.sparsity.channels.if_missed
     if heads := report.fewer_heads:
         groups = report.model.kv_heads
@@ -127,48 +125,24 @@ def _facts(run: RunReports) -> list[tuple[str, str]]:
 
 
 def before_and_after(run: RunReports) -> Table:
-    """Returns the table of parameters, channels, heads, bytes, perplexity and speed, dense and pruned."""
-    model, extras = run.pruned.model, run.pruned.extras
-    counts = {
-        "parameters": model.parameters,
-        "MLP parameters": model.mlp_parameters,
-        "MLP channels, all layers": model.widths.total,
-    }
-    if run.pruned.fewer_heads:
-        counts |= {"attention heads of a layer": model.heads, "key/value heads of a layer": model.kv_heads}
-    rows = [_row(name, change, count_text) for name, change in counts.items()]
-    if extras.bytes:
-        rows.append(_row("weights on disk", extras.bytes, bytes_text))
-    if check := run.pruned.kept:
-        on = f"on {run.pruned.judged} tokens"
-        rows.append((f"divergence from the original, {on}", "0", f"{decimals(check.held_out)} nats", NOTHING))
-        if check.agreement is not None:
-            rows.append((f"same top token, {on}", "100 %", share_text(check.agreement), NOTHING))
-    if extras.perplexity:
-        rows.append(_row("perplexity", extras.perplexity, decimals))
-    if run.trained and run.trained.extras.perplexity:
-        rows.append(_row("perplexity by training", run.trained.extras.perplexity, decimals))
+    """Returns the table of what was counted and measured, and of what came later."""
+    rows = [*run.pruned.rows]
+    if run.trained:
+        rows += [(f"{name} by training", *values) for name, *values in run.trained.rows]
     if run.speed:
-        measured, bound = run.speed.speed_up, run.speed.by_arithmetic
         for name in ("prefill", "decode"):
-            found, allowed = getattr(measured, name), getattr(bound, name)
-            change = signed(change_text(1, found))
-            rows.append((f"{name} speed, by arithmetic {allowed:.3f}x", "1x", f"{found:.3f}x", change))
+            found, allowed = getattr(run.speed.speed_up, name), getattr(run.speed.by_arithmetic, name)
+            rows.append((f"{name} speed, by arithmetic {allowed:.3f}x", "1x", f"{found:.3f}x", change_text(1, found)))
     return Table("Before and after pruning", ("", "before", "after", "change"), rows)
-
-
-def _row(name: str, change: Change | Perplexities, text: Any) -> tuple[str, str, str, str]:
-    relative = signed(change_text(change.before, change.after)) if isfinite(change.after) else NOTHING
-    return name, text(change.before), text(change.after), relative
 
 
 def headlines(table: Table) -> list[tuple[str, str, str]]:
     """Returns the most important rows of a table of before and after, in order: name, change, and both values."""
     rows = {row[0].partition(",")[0]: row[1:] for row in table.rows}
-    found = {HEADLINES[name]: rows[name] for name in HEADLINES if name in rows}
+    found = [(name, *rows[name]) for name in HEADLINES if name in rows]
     return [
-        (name, after if change == NOTHING else change, f"{before} → {after}")
-        for name, (before, after, change) in found.items()
+        (name.capitalize(), after if change in ("", "-") else change, f"{before} → {after}")
+        for name, before, after, change in found
     ]
 
 
@@ -204,27 +178,6 @@ def _errors(errors: Errors | None, prefix: str) -> dict[str, str]:
     return {name: f"{error:.2f}" if isfinite(error) else "not finite" for name, error in found.items()}
 
 
-def joint(report: PruneReport) -> Table:
-    """Returns the table with a row per measurement in the joint steps."""
-    rows = [
-        (
-            count_text(check.step),
-            count_text(check.tokens),
-            decimals(fmean(check.losses)) if check.losses else NOTHING,
-            decimals(check.held_out),
-            NOTHING if check.agreement is None else share_text(check.agreement),
-            "yes" if check.taken else "no",
-        )
-        for check in report.joint
-    ]
-    note = (
-        "Nats per token: the mean loss of the steps since the row above, and the KL divergence from the original's "
-        f"predictions on {report.judged} tokens. Same top token: how often the most likely token is the original's."
-    )
-    columns = ("steps", "tokens", "in the steps", report.judged, "same top token", "kept")
-    return Table("The joint steps in numbers", columns, rows, note)
-
-
 def side_by_side(runs: Sequence[RunReports]) -> Table:
     """Returns a table with a row per run and a column for every setting in which they differ."""
     names = dict.fromkeys(name for run in runs for name in run.pruned.settings)
@@ -234,9 +187,9 @@ def side_by_side(runs: Sequence[RunReports]) -> Table:
         "run": [run.folder.name for run in runs],
         "model": [run.pruned.model.name for run in runs],
         **{name: cells for name, cells in values.items() if len(set(cells)) > 1},
-        "channels removed": [share_text(run.pruned.removed) for run in runs],
-        "dense": [decimals(found.before) if found else NOTHING for found in measured],
-        "pruned": [decimals(found.after) if found else NOTHING for found in measured],
+        "channels removed": [percent_text(run.pruned.removed) for run in runs],
+        "dense": [loss_text(found.before) if found else NOTHING for found in measured],
+        "pruned": [loss_text(found.after) if found else NOTHING for found in measured],
         "parameters": [count_text(run.pruned.model.parameters.after) for run in runs],
         "seconds": [f"{sum(run.pruned.seconds.values()):.1f}" for run in runs],
     }
@@ -252,8 +205,3 @@ def value_text(value: Any) -> str:
     if value is None:
         return NOTHING
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def decimals(value: float) -> str:
-    """Formats a perplexity or a loss."""
-    return f"{value:.4f}" if isfinite(value) else "not finite"

@@ -4,12 +4,13 @@ Fields of a file that are not known are ignored. A number that is not finite is 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from spap_jax.quantities import percent_text, share_text
+from spap_jax.quantities import bytes_text, change_text, count_text, loss_text, percent_text
 
 FORMAT = 1
 """Version of the JSON formats; incremented when a field changes its name or meaning."""
@@ -216,11 +217,11 @@ class Sparsity:
     @property
     def if_missed(self) -> str:
         """What was asked for, in brackets after a space, if something else was removed."""
-        return f" ({share_text(self.asked)} asked for)" if self.missed else ""
+        return f" ({percent_text(self.asked)} asked for)" if self.missed else ""
 
     def of(self, whole: str) -> str:
         """For "the heads": "6.25 % of the heads (30 % asked for)"; without brackets if the two are close."""
-        return f"{share_text(self.achieved)} of {whole}{self.if_missed}"
+        return f"{percent_text(self.achieved)} of {whole}{self.if_missed}"
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,14 @@ class Extras:
     perplexity: Perplexities | None = None
     peak_memory_bytes: Count | None = None
     peak_device_bytes: Count | None = None
+
+
+Row = tuple[str, str, str, str]
+"""What was counted or measured: its name, before, after, and the relative change."""
+
+
+def _row(name: str, before: float, after: float, text: Callable[[Any], str]) -> Row:
+    return name, text(before), text(after), change_text(before, after)
 
 
 @dataclass(frozen=True)
@@ -345,6 +354,25 @@ class PruneReport:
         """Attention heads of a layer, if some were removed."""
         return self.model.heads if self.model.heads.removed else None
 
+    @property
+    def rows(self) -> list[Row]:
+        """What was counted and measured, before and after, for tables."""
+        model, extras = self.model, self.extras
+        counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters}
+        counts["MLP channels, all layers"] = model.widths.total
+        if self.fewer_heads:
+            counts |= {"attention heads of a layer": model.heads, "key/value heads of a layer": model.kv_heads}
+        rows = [_row(name, count.before, count.after, count_text) for name, count in counts.items()]
+        if extras.bytes:
+            rows.append(_row("weights on disk", extras.bytes.before, extras.bytes.after, bytes_text))
+        if check := self.kept:
+            rows.append((f"divergence (nats), {self.judged} tokens", "0", loss_text(check.held_out), ""))
+            if check.agreement is not None:
+                rows.append((f"same top token, {self.judged} tokens", "100 %", percent_text(check.agreement), ""))
+        if measured := extras.perplexity:
+            rows.append(_row("perplexity", measured.before, measured.after, loss_text))
+        return rows
+
     def to_json(self) -> str:
         """Returns the report as in ``spap_report.json``."""
         return _json(format=FORMAT, **vars(self), seconds=self.seconds)
@@ -387,6 +415,14 @@ class FinetuneReport:
     def held_out(self) -> dict[str, float]:
         """Loss on the held-out sequences before and after."""
         return {"before": self.checks[0].held_out, "after": self.kept.held_out}
+
+    @property
+    def rows(self) -> list[Row]:
+        """The held-out loss, and perplexity if it was measured, before and after, for tables."""
+        rows = [_row(f"held-out loss ({self.objective})", self.held_out["before"], self.held_out["after"], loss_text)]
+        if measured := self.extras.perplexity:
+            rows.append(_row("perplexity", measured.before, measured.after, loss_text))
+        return rows
 
     @property
     def losses(self) -> list[float]:

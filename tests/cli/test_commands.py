@@ -52,8 +52,8 @@ class TestPruneOfTheBundledModel:
         assert said.code == 0
         lines = said.out.splitlines()
         assert lines[0] == "llama-stories: 20 % of the MLP channels (30 % asked for) removed"
-        channels = next(line for line in lines if line.startswith("MLP channels per layer"))
-        assert channels.split()[-4:-1] == ["320", "256", "-20.0"]
+        channels = next(line for line in lines if line.startswith("MLP channels"))
+        assert channels.split()[-6:-1] == ["1", "920", "1", "536", "-20.0"]
         for name in ("parameters", "MLP parameters", "weights on disk", "perplexity"):
             assert any(line.startswith(name) for line in lines)
         assert re.search(r"seconds: .*; peak memory .*B", said.out)
@@ -96,7 +96,7 @@ class TestPruneOfTheBundledModel:
         card = (stories / "README.md").read_text()
         assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
         assert "keeps 256 of 320 MLP channels" in card
-        assert "| perplexity on " in card
+        assert " Perplexity: " in card
 
     def test_eval_agrees_with_the_report(self, stories: Path, judged: Path, tmp_path: Path, capsys):
         report = json.loads((stories / "spap_report.json").read_text())
@@ -182,8 +182,8 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     lines = said.out.splitlines()
     assert lines[0] == f"{source.name}: 30.2 % of the MLP channels and 50 % of the heads (60 % asked for) removed"
     rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
-    assert rows["attention heads per layer"] == ["4", "2", "-50.0", "%"]
-    assert rows["key/value heads per layer"] == ["2", "1", "-50.0", "%"]
+    assert rows["attention heads of a layer"] == ["4", "2", "-50.0", "%"]
+    assert rows["key/value heads of a layer"] == ["2", "1", "-50.0", "%"]
     assert re.search(
         r"^layer 3/3  attention, held-out error: chosen \S+ %$\nlayer 3/3  held-out", said.err, re.MULTILINE
     )

@@ -101,6 +101,6 @@ def test_sizes_in_words():
     assert count_text(1234567) == "1 234 567"
     assert [peak_text(2 * 10**9, device) for device in (None, 6 * 10**10)] == ["2 GB", "2 GB, of a device 60 GB"]
     assert change_text(4, 3) == "-25.0 %"
-    assert [percent_text(part) for part in (1.2, 0.0593, 0.00123)] == ["120.0 %", "5.9 %", "0.12 %"]
+    assert [percent_text(part) for part in (1.2, 0.0593, 0.00123)] == ["120 %", "5.9 %", "0.12 %"]
     durations = [duration_text(seconds, digits=2) for seconds in (0.0912, 118, 2340, 5400, 400000)]
     assert durations == ["0.091 s", "120 s", "39 min", "90 min", "4.6 days"]

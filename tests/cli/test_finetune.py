@@ -21,6 +21,7 @@ from spap_jax.checkpoint.store import FolderStore
 from spap_jax.cli import main
 from spap_jax.evaluation import perplexity
 from spap_jax.parallel import mesh
+from spap_jax.quantities import bytes_text
 
 TRAINED = 3 * 16 * (4 * (32 + 32) + 3 * (32 + 26))
 """Layers times rank times inputs and outputs, of four square projections and of three with the 26 channels kept."""
@@ -80,7 +81,7 @@ def test_a_pruned_checkpoint_is_trained_towards_the_dense_one(dense: Path, prune
     card = (out / "README.md").read_text()
     assert card.startswith((pruned / "README.md").read_text())
     assert "## Trained after pruning\n\nLow-rank updates of the projections (LoRA) were trained for 4 steps" in card
-    assert f"| loss on held-out sequences (divergence from the teacher) | {before:.4f} | {after:.4f} |" in card
+    assert f"| held-out loss (divergence from the teacher) | {before:.4f} | {after:.4f} |" in card
 
     loader: Any = transformers.AutoModelForCausalLM
     theirs, told = loader.from_pretrained(out, output_loading_info=True)
@@ -114,8 +115,8 @@ def test_a_converted_checkpoint_is_described_as_it_is(pruned: Path, capsys):
     (pruned / "spap_report.json").write_text("{}")  # as another version may have written it
     assert spap(capsys, "convert", pruned, *words[:4], "--output", half.with_name("again")).code == 0
     assert (half.with_name("again") / "spap_report.json").read_text() == "{}"
-    rows = [line for line in (half / "README.md").read_text().splitlines() if line.startswith("| bytes of weights")]
-    assert rows == [f"| bytes of weights | {sizes[0]['before']:,} | {sizes[1]['after']:,} |"]
+    rows = [line for line in (half / "README.md").read_text().splitlines() if line.startswith("| weights on disk")]
+    assert rows[0].split(" | ")[1:3] == [bytes_text(sizes[0]["before"]), bytes_text(sizes[1]["after"])]
 
 
 def test_every_training_has_its_report(dense: Path, pruned: Path, ids: Path, capsys):

@@ -28,7 +28,7 @@ from spap_jax.report.schema import (
     Widths,
 )
 
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+DASH = "\N{EN DASH}"
 
 
 def layer(index: int, width: int, keep: int, held_out: bool) -> LayerReport:
