@@ -16,8 +16,8 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from spap_jax.data.tokens import load_tokenizer
-from spap_jax.errors import UserError, warn
-from spap_jax.evaluation.generation import end_tokens, named_settings
+from spap_jax.errors import UserError
+from spap_jax.evaluation.generation import end_tokens
 from spap_jax.evaluation.perplexity import check_finite
 from spap_jax.evaluation.sequences import continuations, log_likelihoods
 from spap_jax.models.model import Model
@@ -28,9 +28,6 @@ Watch = Callable[[str, int, int], None]
 
 NEW_TOKENS = 256
 """Number of tokens to generate if a task sets no limit, as in the harness."""
-
-_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-"""Settings of generation that change even the likeliest text, and their values without effect."""
 
 
 class HarnessModel(TemplateLM):
@@ -61,7 +58,6 @@ class HarnessModel(TemplateLM):
             )
         self._model = model.replace(params=shard_params(model.config, model.params))
         self._ends = {*end_tokens(model), self.eot_token_id}
-        self._settings = named_settings(model.source)
         self._batch_tokens, self._watch, self._name = batch_tokens, watch, model.source.name
 
     @property
@@ -130,11 +126,6 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Generates the likeliest text after each context, up to the first stop sequence."""
-        if named := [name for name in _PENALTIES if self._settings.get(name) not in (None, _PENALTIES[name])]:
-            warn(
-                f"generation_config.json of the model names {' and '.join(named)}, which is not applied here: texts "
-                "that tasks generate differ from those of the harness's transformers backend, which applies it."
-            )
         arguments: list[Any] = [request.args for request in requests]
         by_settings: dict[str, list[int]] = {}
         for index, (_, settings) in enumerate(arguments):

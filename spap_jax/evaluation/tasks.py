@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import datasets
-import yaml
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import simple_evaluate
@@ -50,7 +49,7 @@ def choose_tasks(asked: Sequence[str], task_path: Path | None = None, task_data:
             raise UserError(f"there is no folder {folder}: give {option(name)} one that exists.")
     manager = _manager(asked, task_path)
     manager.data = task_data
-    names = [name for each in asked for name in _matches(each, manager, task_path)]
+    names = [name for each in asked for name in _matches(each, manager)]
     return Chosen(list(dict.fromkeys(names)), manager)
 
 
@@ -159,20 +158,10 @@ def _manager(names: Sequence[str], task_path: Path | None) -> _Tasks:
     return own if {*names} <= {*own.all_subtasks} else _Tasks(include_path=str(task_path))
 
 
-def _matches(name: str, manager: TaskManager, task_path: Path | None) -> list[str]:
+def _matches(name: str, manager: TaskManager) -> list[str]:
     """Returns the tasks that match a name or a pattern."""
     matching = manager.match_tasks([name])
     if not matching:
-        _check_syntax(task_path)
         near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, n=5))
-        raise UserError(f"there is no task {name}: check the name{f', near it are {near}' if near else ''}.")
+        raise UserError(f"there is no readable task {name}: check its name{f' (near it: {near})' if near else ''}.")
     return matching
-
-
-def _check_syntax(task_path: Path | None) -> None:
-    """Raises an error that names a file that is not YAML: the harness skips the file, so its task is missing."""
-    for file in sorted(task_path.rglob("*.yaml")) if task_path else ():
-        try:
-            yaml.compose(file.read_text(encoding="utf-8"), yaml.SafeLoader)  # builds no values: !function may occur
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{file} cannot be read as YAML ({' '.join(str(error).split())}): correct it.") from error

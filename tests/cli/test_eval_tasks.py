@@ -110,14 +110,6 @@ def test_an_unknown_task(without_defaults: None, capsys: pytest.CaptureFixture[s
     assert "stories_cloze" in said
 
 
-def test_a_file_that_is_not_yaml(without_defaults: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The harness skips the broken file; another file that is valid and calls a function is not reported instead."""
-    (tmp_path / "a.yaml").write_text("task: other\nprocess_docs: !function other.py\n")
-    (tmp_path / "b.yaml").write_text("task: mine\n  output_type: [\n")
-    said = sentence(spap(capsys, "eval", STORIES, "--tasks", "mine", "--task-path", tmp_path))
-    assert str(tmp_path / "b.yaml") in said
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -148,15 +148,6 @@ def test_generate_until(ours: HarnessModel, theirs: TemplateLM, folder: Path) ->
     assert found[-1].count(".") == (2 if folder == STORIES else 1)
 
 
-def test_settings_that_the_harness_applies_and_this_does_not(tmp_path: Path) -> None:
-    copy = shutil.copytree(STORIES, tmp_path / "model")
-    settings = {"eos_token_id": 2, "repetition_penalty": 1.05, "no_repeat_ngram_size": 0}
-    (copy / "generation_config.json").write_text(json.dumps(settings), "utf-8")
-    ours = HarnessModel(spap.load(copy))
-    with pytest.warns(spap.SpapWarning, match="repetition_penalty"):
-        ours.generate_until(requests("generate_until", ("The end", {"until": ["."], "max_gen_toks": 2})))
-
-
 def test_predictions_that_overflow(tmp_path: Path) -> None:
     model = spap.load(STORIES)
     overflowing = model.replace(params=model.params | {"head": jax.tree.map(lambda a: a + 1e38, model.params["head"])})
