@@ -13,7 +13,6 @@ projection, `objective` and `relative_error` evaluate a choice. All are pure and
 Array([48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63],      dtype=int32)
 """
 
-from spap_jax.solver.checks import Status
 from spap_jax.solver.penalty import select
 from spap_jax.solver.problem import Problem, System, equilibrate, objective, refit, relative_error
 from spap_jax.solver.solution import Solution, solve
@@ -23,7 +22,6 @@ __all__ = [
     "Polished",
     "Problem",
     "Solution",
-    "Status",
     "System",
     "equilibrate",
     "objective",

@@ -1,11 +1,10 @@
 """Input validation of the solver.
 
 Shapes and static numbers are always checked. Array values are checked only if they are concrete; inside ``jax.jit`` or
-``jax.vmap`` failures are reported in the results: -1 in place of a channel or a count, and the `Status` of `solve`.
+``jax.vmap`` failures are reported in the results: -1 in place of a channel or a count, and ``solved`` of a `Solution`.
 """
 
 import math
-from enum import IntEnum
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,47 +15,13 @@ from spap_jax.errors import UserError
 from spap_jax.numerics import is_concrete
 
 
-class Status(IntEnum):
-    """Outcome of `solve`, stored in ``Solution.status``. The first two have a solution; the others are failures.
-
-    Attributes:
-        SOLVED: No swap of one kept for one removed channel would lower the objective.
-        SWAPS_LEFT: Some swaps would still lower it; more ``swap_rounds`` would make them.
-        NOT_FINITE: The moments contain NaN or infinity, or overflow float32.
-        NOT_SYMMETRIC: The Gram matrix is not symmetric.
-        NOT_POSITIVE: The Gram matrix is not positive semidefinite, beyond what rounding explains.
-        INCONSISTENT: The channels explain more than the target's total power.
-    """
-
-    SOLVED = 0
-    SWAPS_LEFT = 1
-    NOT_FINITE = 2
-    NOT_SYMMETRIC = 3
-    NOT_POSITIVE = 4
-    INCONSISTENT = 5
-
-
-_FAILURES = {
-    Status.NOT_FINITE: "the moments hold NaN or infinity, or overflow float32: compute them from finite numbers",
-    Status.NOT_SYMMETRIC: "gram is not symmetric: it must be H'H / N",
-    Status.NOT_POSITIVE: "gram is not positive semidefinite: it must be H'H / N",
-    Status.INCONSISTENT: (
-        "the channels explain more of the target than target_power says there is: gram, cross and target_power must be "
-        "means over the same tokens"
-    ),
-}
-
-
-def first_status(*faults: tuple[Status | Array, Array]) -> Array:
-    """Returns the status of the first fault that is present, [] int32; SOLVED if there is none."""
-    codes, present = zip(*faults, strict=True)
-    return jnp.select(list(present), [jnp.int32(code) for code in codes], jnp.int32(Status.SOLVED))
-
-
-def check_status(status: Array) -> None:
-    """Raises UserError if a status is concrete and a failure."""
-    if is_concrete(status) and (code := Status(int(status))) in _FAILURES:
-        raise UserError(f"{_FAILURES[code]}.")
+def check_valid(valid: Array) -> None:
+    """Raises UserError if it is concrete that moments are not valid, or that their system could not be solved."""
+    if is_concrete(valid) and not valid:
+        raise UserError(
+            "the moments hold NaN or infinity, or are not those of one layer: gram must be H'H / N, symmetric and "
+            "positive semidefinite, cross H'Y / N, and target_power the mean of |y|^2, all over the same tokens."
+        )
 
 
 def check_moments(gram: Array, cross: Array, weight: Array, target_power: Array) -> None:
@@ -118,6 +83,5 @@ def or_none(kept: Array, sound: Array) -> Array:
     Raises:
         UserError: ``sound`` is concrete and false.
     """
-    if is_concrete(sound) and not sound:
-        check_status(jnp.int32(Status.NOT_FINITE))
+    check_valid(sound)
     return jnp.where(sound, kept, -1)

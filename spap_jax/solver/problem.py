@@ -11,15 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from spap_jax.numerics import full_precision, is_concrete
-from spap_jax.solver.checks import (
-    Status,
-    check_channels,
-    check_moments,
-    check_positive,
-    check_shape,
-    check_status,
-    first_status,
-)
+from spap_jax.solver.checks import check_channels, check_moments, check_positive, check_shape, check_valid
 from spap_jax.solver.tableau import Tableau, solved
 
 _RIDGE_GROWTHS = 8
@@ -114,7 +106,7 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
     ridge.
 
     Raises:
-        UserError: shapes do not match, the ridge is not positive, or the moments are not valid (see `Status`).
+        UserError: shapes do not match, the ridge is not positive, or the moments are not valid.
     """
     check_moments(problem.gram, problem.cross, problem.weight, problem.target_power)
     check_positive("ridge", ridge)
@@ -138,21 +130,17 @@ def equilibrate(problem: Problem, ridge: float | Array) -> System:
     last = lax.while_loop(unfinished, attempt, _Attempt(jnp.int32(0), asked, none, jnp.zeros_like(asked)))
     system = System(*scaled(problem, last.ridge), last.ridge, last.dense, last.least)
     if is_concrete(system):
-        check_status(status_of(problem, system, asked))
+        check_valid(is_valid(problem, system, asked))
     return system
 
 
-def status_of(problem: Problem, system: System, asked: float | Array) -> Array:
-    """Checks whether moments are valid second moments: [] int32, a failure's `Status` or SOLVED."""
+def is_valid(problem: Problem, system: System, asked: float | Array) -> Array:
+    """Returns whether moments are second moments, and their system was solved with little more ridge than asked, []."""
     gram = problem.gram
     size = jnp.sqrt(jnp.abs(jnp.diagonal(gram)))
-    return first_status(
-        (Status.NOT_FINITE, ~jnp.stack([jnp.isfinite(a).all() for a in problem]).all()),
-        (Status.NOT_SYMMETRIC, jnp.any(jnp.abs(gram - gram.T) > _ASYMMETRY * size[:, None] * size[None, :])),
-        (Status.NOT_POSITIVE, ~(jnp.isfinite(system.least) & (system.least > 0))),
-        (Status.NOT_POSITIVE, (system.ridge > _ROUNDING) & (system.ridge > asked)),
-        (Status.NOT_FINITE, ~is_finite(system)),
-    )
+    finite = jnp.stack([jnp.isfinite(a).all() for a in problem]).all() & is_finite(system)
+    symmetric = jnp.all(jnp.abs(gram - gram.T) <= _ASYMMETRY * size[:, None] * size[None, :])
+    return finite & symmetric & ((system.ridge <= _ROUNDING) | (system.ridge <= asked))
 
 
 def is_finite(system: System) -> Array:

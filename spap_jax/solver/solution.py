@@ -9,9 +9,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from spap_jax.numerics import full_precision
-from spap_jax.solver.checks import Status, check_moments, check_positive, check_status, check_whole, first_status
+from spap_jax.solver.checks import check_moments, check_positive, check_valid, check_whole
 from spap_jax.solver.penalty import select
-from spap_jax.solver.problem import Problem, equilibrate, explained, refit, relative_error, status_of
+from spap_jax.solver.problem import Problem, equilibrate, explained, is_valid, refit, relative_error
 from spap_jax.solver.swap import polish
 
 _INCONSISTENT = 1e-3
@@ -21,7 +21,7 @@ _INCONSISTENT = 1e-3
 class Solution(NamedTuple):
     """The kept channels of a layer, their weights, and their error.
 
-    If ``status`` is a failure, ``kept`` and ``swaps_left`` are -1, ``projection`` and ``error`` are NaN, and the other
+    If ``solved`` is false, ``kept`` and ``swaps_left`` are -1, ``projection`` and ``error`` are NaN, and the other
     numbers are meaningless.
 
     Attributes:
@@ -32,7 +32,7 @@ class Solution(NamedTuple):
         swaps: [] int32 swaps of a kept for a removed channel made after the penalty method.
         swaps_left: [] int32 single swaps that would still lower the objective; 0 certifies a local optimum.
         ridge: [] the ridge used; above the requested one if the moments were too nearly singular for it.
-        status: [] int32, a `Status`.
+        solved: [] bool, whether the moments were valid and have a solution.
     """
 
     kept: Array
@@ -41,12 +41,7 @@ class Solution(NamedTuple):
     swaps: Array
     swaps_left: Array
     ridge: Array
-    status: Array
-
-    @property
-    def succeeded(self) -> Array:
-        """Whether the solver found a solution, []."""
-        return (self.status == Status.SOLVED) | (self.status == Status.SWAPS_LEFT)
+    solved: Array
 
 
 def solve(
@@ -67,7 +62,7 @@ def solve(
     means from H and Y; the bias is then ``Y.mean(0) - H.mean(0)[kept] @ projection``.
 
     The function works under ``jax.jit``, with ``keep``, ``steps`` and ``swap_rounds`` static, and under ``jax.vmap``.
-    Invalid values raise an error if they are concrete; under tracing they are not, and ``status`` reports the failure.
+    Invalid values raise an error if they are concrete; under tracing they do not, and ``solved`` is false.
 
     Args:
         gram: [f,f] H'H / N.
@@ -81,7 +76,7 @@ def solve(
         swap_rounds: Maximum rounds of exact swaps after that; 0 only counts the improving swaps. Static.
 
     Raises:
-        UserError: shapes or numbers are invalid (see `Status`); the class is a ``ValueError``.
+        UserError: shapes or numbers are invalid; the class is a ``ValueError``.
     """
     gram, cross, weight = (jnp.asarray(a, jnp.float32) for a in (gram, cross, weight))
     power = None if target_power is None else jnp.asarray(target_power, jnp.float32)
@@ -94,7 +89,7 @@ def solve(
     check_positive("ridge", ridge)
     check_positive("penalty", penalty)
     solution = _solve(gram, cross, weight, power, ridge, penalty, **static)
-    check_status(solution.status)
+    check_valid(solution.solved)
     return solution
 
 
@@ -119,19 +114,15 @@ def _solve(
     kept, swaps, left = polish(system, select(system, keep, penalty, steps), swap_rounds)
     projection = refit(system, kept)
     error = relative_error(problem, kept, projection)
-    moments, most = status_of(problem, system, ridge), (1 + _INCONSISTENT) * problem.target_power
-    failure = first_status(
-        (moments, moments != Status.SOLVED),
-        (Status.NOT_FINITE, ~(jnp.isfinite(projection).all() & jnp.isfinite(error))),
-        (Status.INCONSISTENT, explained(problem, kept, projection) > most),
-    )
-    failed = failure != Status.SOLVED
+    consistent = explained(problem, kept, projection) <= (1 + _INCONSISTENT) * problem.target_power
+    finite = jnp.isfinite(projection).all() & jnp.isfinite(error)
+    valid = is_valid(problem, system, ridge) & finite & consistent
     return Solution(
-        kept=jnp.where(failed, -1, kept),
-        projection=jnp.where(failed, jnp.nan, projection),
-        error=jnp.where(failed, jnp.nan, error),
+        kept=jnp.where(valid, kept, -1),
+        projection=jnp.where(valid, projection, jnp.nan),
+        error=jnp.where(valid, error, jnp.nan),
         swaps=swaps,
-        swaps_left=jnp.where(failed, -1, left),
+        swaps_left=jnp.where(valid, left, -1),
         ridge=system.ridge,
-        status=first_status((failure, failed), (Status.SWAPS_LEFT, left > 0)),
+        solved=valid,
     )

@@ -20,7 +20,7 @@ FACTS = {
     "back_to_pytorch": ["'missing_keys': []", '"intermediate_size": 224', "True\n"],
     "flax_nnx": ["(6, 320, 96)", "'missing_keys': []", "the same logits: True"],
     "first_steps": ["layer 5: 224 channels stay", "model.safetensors"],
-    "solver_on_your_matrices": ["status: SOLVED", "2 NOT_FINITE error nan", "outside of jit: the moments hold NaN"],
+    "solver_on_your_matrices": ["solved: True", "2 failed error nan", "outside of jit: the moments hold NaN"],
     "several_devices": ["cpu:3 has chunks range(6, 8)", f"{'all-reduce':20} 1", f"{'all-gather':20} 0"],
     "what_the_solver_does": ["G (320, 320)", "with swaps      best of all in"],
 }
