@@ -52,6 +52,9 @@ _LEAST_STEPS = 32
 _CHECKS = 8
 """Largest number of measurements on held-out tokens between joint steps."""
 
+_SERVED_BY = (2, 4, 8)
+"""Usual numbers of devices among which servers divide the heads; fewer heads than devices are repeated."""
+
 _NEARLY_ALL = 0.9
 """Fraction of removed channels above which a warning is given."""
 
@@ -301,6 +304,13 @@ def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Coll
         warn(
             f"attention sparsity {settings.attention_sparsity} removes {percent_text(found.heads.achieved)} of heads, "
             f"which stay whole: {pruned.kv_heads} of {config.kv_heads} key/value heads are left in a layer."
+        )
+    kept = pruned.kv_heads
+    lost = [count for count in _SERVED_BY if config.kv_heads % count == 0 and kept % count and count % kept]
+    if lost:
+        warn(
+            f"{kept} key/value heads are left in a layer: servers that divided the dense model's {config.kv_heads} "
+            f"among {' or '.join(map(str, lost))} devices cannot divide these."
         )
     for names, why in _without_effect(settings):
         unusual = [name for name in names if getattr(settings, name) != getattr(PruneSettings, name)]

@@ -1,5 +1,6 @@
 """Achieved sparsity is shown beside the requested one where they differ, with a warning if hardly anything is left."""
 
+import dataclasses
 import warnings
 
 import pytest
@@ -70,3 +71,12 @@ def test_the_warning_names_the_line_of_who_asked():
     with pytest.warns(SpapWarning) as caught:
         warn_of_settings(CONFIG, PruneSettings(sparsity=0.999))
     assert {each.filename for each in caught} == {__file__}
+
+
+@pytest.mark.parametrize(
+    ("heads", "sparsity", "lost"), [(8, 0.25, "4 or 8"), (8, 0.5, ""), (4, 0.25, "2 or 4"), (6, 0.5, "2")]
+)
+def test_heads_that_servers_cannot_divide(heads: int, sparsity: float, lost: str, recwarn: pytest.WarningsRecorder):
+    config = dataclasses.replace(CONFIG, heads=2 * heads, kv_heads=heads)
+    warn_of_settings(config, PruneSettings(attention_sparsity=sparsity))
+    assert [f"among {lost} devices" in str(each.message) for each in recwarn] == [True] * bool(lost)
