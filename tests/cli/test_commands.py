@@ -1,7 +1,6 @@
 """End-to-end tests of the commands."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -228,8 +227,15 @@ def test_the_doctor_tells_devices_versions_and_why_the_hub_is_silent(monkeypatch
     )
     assert re.search(rf"^jax +{re.escape(jax.__version__)}$", said.out, re.MULTILINE)
     assert re.search(r"^torch +\S", said.out, re.MULTILINE)
-    assert f"compiled programs  {os.environ['JAX_COMPILATION_CACHE_DIR']}" in said.out
     assert re.search(r"the hub cannot be reached: .+; local folders work$", said.out)
+
+
+def test_commands_keep_compiled_programs_unless_jax_is_told_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = re.search(r"^compiled programs +(.+)$", apart("doctor", SPAP_CACHE=str(tmp_path)).out, re.MULTILINE)
+    assert found
+    assert tmp_path in Path(found[1]).parents
 
 
 def test_help_of_the_module_starts_no_jax():

@@ -1,5 +1,6 @@
 """Second moments match float64 however the tokens are chunked, and no activation outlives its chunk."""
 
+import re
 from typing import Any, cast
 
 import jax
@@ -78,6 +79,16 @@ def test_moments_do_not_depend_on_the_chunks():
     )
     for other in others:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=3e-5), one, other)
+
+
+def test_only_products_of_moments_are_made_of_three():
+    """Check what is asked of accelerators: CPUs compute all of them in float32."""
+    model = tiny("llama")
+    text = moments.accumulate.lower(model.config, one_layer(model, 0), random_tokens(4, 75), 0.5).as_text()
+    passes = re.findall(r"dot_general.*num_primitive_operations = (\d)", text)
+    assert passes.count("3") == 2  # Gram and cross moments
+    assert set(passes) == {"1", "3"}
+    assert len(passes) == text.count("dot_general")
 
 
 def test_no_activation_outlives_its_chunk():
