@@ -74,6 +74,7 @@ def test_pruned_checkpoints_in_stock_transformers(tmp_path: Path, pytestconfig, 
     load_in(str(pytestconfig.getoption("--old-python")), folders, monkeypatch)
 
 
+@pytest.mark.filterwarnings("ignore:3 key/value heads")
 def test_recent_families_and_fewer_heads_in_todays_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """3 heads do not divide the width, and the Qwen2 of transformers 4.46 reads no `head_dim`."""
     fewer = pruned("qwen2", tmp_path, method="wanda", attention_sparsity=0.25)
