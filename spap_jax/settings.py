@@ -43,6 +43,8 @@ class Effort(NamedTuple):
         measured: Largest number of tokens that are measured between joint steps, as a share of those of the steps.
             Where few blocks move, a measurement takes longer beside a step.
         round_passes: Passes over the calibration tokens in the optimizer steps of one alternating round.
+        worth: Fraction of the error of a layer that alternating rounds have to take off.
+        trials: Number of layers in a row after which there are no more rounds if they do not.
     """
 
     passes: float
@@ -51,16 +53,18 @@ class Effort(NamedTuple):
     tokens: int
     measured: float
     round_passes: float
+    worth: float
+    trials: int
 
 
 EFFORTS: dict[EffortName, Effort] = {
-    "low": Effort(1, 0, 3, 512, measured=0.08, round_passes=0.5),
-    "default": Effort(4, 2**18, None, 2048, measured=0.25, round_passes=2),
-    "high": Effort(16, 2**21, None, 2048, measured=0.25, round_passes=4),
+    "low": Effort(1, 0, 3, 512, measured=0.08, round_passes=0.5, worth=0.2, trials=1),
+    "default": Effort(4, 2**18, None, 2048, measured=0.25, round_passes=2, worth=0.1, trials=2),
+    "high": Effort(16, 2**21, None, 2048, measured=0.25, round_passes=4, worth=0.1, trials=2),
 }
 
 LARGE = 100_000_000
-"""Weights in the blocks of a model that reads no more text than its effort says, and makes no alternating rounds."""
+"""Weights in the blocks of a model that reads no more text than its effort says."""
 
 
 def is_count(value: Any) -> bool:
@@ -142,7 +146,7 @@ class PruneSettings(_Settings):
         seed: Seed of all random choices.
         held_out: Fraction of the calibration sequences that nothing is fitted to, and that guard against overfitting.
         effort: How much time and memory to spend on quality.
-        rounds: Alternating rounds in each layer; 0 keeps the refit. By default 1; 0 for 100 M weights in the blocks.
+        rounds: Alternating rounds in each layer; 0 keeps the refit. Layers stop making them once they gain little.
         joint_passes: Text in the joint steps that end the run, per calibration text; 0: none. By default by effort.
         joint_text_weight: Weight of the text's next token beside the dense model's predictions in joint steps. Above 0
             the model also adapts to the text.
@@ -160,7 +164,7 @@ class PruneSettings(_Settings):
     seed: Seed = 0
     held_out: Fraction = 0.0625
     effort: EffortName = "default"
-    rounds: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    rounds: Annotated[int, Meta(ge=0, lt=2**31)] = 1
     joint_passes: NotNegative | None = None
     joint_text_weight: Share = 0.0
     joint_last: Count | None = None

@@ -22,7 +22,7 @@ _REFUSED = re.compile(r"(?:Used|required for HLO temporaries \() ?([\d.]+)([KMGT
 
 
 _FALL = 0.75
-"""Factor from one float that the host reads to the next: so each measurement of joint steps is the best so far."""
+"""Factor from one float that the host reads to the next: so alternating rounds seem to be worth their time."""
 
 
 class RefusedError(Exception):

@@ -17,7 +17,8 @@ from spap_jax.pruning.moments import Moments
 from spap_jax.pruning.run import Run
 from spap_jax.pruning.streams import mlp_hidden
 from spap_jax.pruning.target import aim
-from spap_jax.report.schema import Errors
+from spap_jax.report.schema import Errors, LayerReport
+from spap_jax.settings import EFFORTS
 from spap_jax.solver import alternating, methods
 from spap_jax.solver.alternating import MlpFunctions, Recovered, RoundSchedule, Tokens, Weights
 from spap_jax.solver.methods import Choice
@@ -78,6 +79,17 @@ def _make_up_for_means(down: jax.Array, choice: Choice, selected: Weights) -> We
 
 
 error_by_moments = program(static_argnames="centred")(full_precision(moments.relative_error))
+
+
+def rounds_pay(run: Run, reports: list[LayerReport]) -> bool:
+    """Whether alternating rounds are worth their time: not after layers in a row whose errors they hardly lowered.
+
+    Rounds take longer than all else in a layer, and gain much in small models, often little in larger ones.
+    """
+    effort = EFFORTS[run.settings.effort]
+    last = [report.held_out or report.calibration for report in reports[-effort.trials :]]
+    pay = len(last) < effort.trials or any(e.alternating < (1 - effort.worth) * e.refit for e in last)
+    return run.rounds is not None and pay
 
 
 def alternate(

@@ -122,7 +122,7 @@ def prune(
         block = store.block(index)
         if block is None:
             choice = ahead.choice(index, pair[0], clock.lap)
-            small, layer_report, pair = prune_block(run, index, params, pair, choice, clock)
+            small, layer_report, pair = prune_block(run, index, params, pair, choice, reports, clock)
             store.put(index, small, dataclasses.asdict(layer_report))
         else:
             small, layer_report = shard_params(run.pruned, block.params), converted(block.report, LayerReport)
@@ -151,6 +151,7 @@ def prune_block(
     params: Params,
     pair: streams.Pair,
     choice: mlp.Choice | None,
+    reports: list[LayerReport],
     clock: PhaseClock,
 ) -> tuple[Params, LayerReport, streams.Pair]:
     """Prunes one dense block, attention first, and advances the streams to its MLP.
@@ -177,7 +178,7 @@ def prune_block(
         del seen
     clock.lap("errors", judged)
     rounds = 0
-    if run.rounds:
+    if mlp.rounds_pay(run, reports):
         before = errors[-1], judged[-1] if judged else jax.numpy.float32(0)
         made = mlp.alternate(run, index, params, stages[-1], choice.ridge, before, (fitted, held_out))
         stages, errors, rounds = [*stages, made.weights], [*errors, made.error], int(made.rounds)

@@ -166,10 +166,8 @@ def resolve(
     pruned = pruned_config(config, settings)
     last = min(settings.joint_last or effort.last or config.layers, config.layers)
     steps = max(1, round(effort.round_passes * count * length / _STEP_TOKENS))
-    number = settings.rounds if settings.rounds is not None else int(_block_weights(config) < LARGE)
-    rounds = RoundSchedule(number, steps, min(_STEP_TOKENS, count * length), _STEP_RATE)
+    rounds = RoundSchedule(settings.rounds, steps, min(_STEP_TOKENS, count * length), _STEP_RATE)
     settings = settings.replace(
-        rounds=number,
         round_to=multiple_of(settings, config.intermediate),
         joint_passes=_passes(config, settings, count * length),
         joint_last=last,
@@ -180,7 +178,7 @@ def resolve(
         config, pruned, settings, fitted, held_out, update,
         ridge=_RIDGE.get(update, 1e-4),
         correction=_CORRECTION.get(update, 1.0),
-        rounds=rounds if update == "alternate" and number else None,
+        rounds=rounds if update == "alternate" and settings.rounds else None,
         joint=_joint_schedule(config, settings, reading, held_out.real or fitted.real, length) if reading else None,
         dtype=dtype,
     )  # fmt: skip
@@ -199,12 +197,8 @@ def _passes(config: DecoderConfig, settings: PruneSettings, tokens: int) -> floa
         return 0.0
     if settings.joint_passes is not None:
         return settings.joint_passes
-    return min(effort.passes, max(1.0, effort.text * max(1.0, LARGE / _block_weights(config)) / tokens))
-
-
-def _block_weights(config: DecoderConfig) -> int:
-    """Returns about how many weights the blocks have."""
-    return config.layers * config.width * (4 * config.width + 3 * config.intermediate)
+    weights = config.layers * config.width * (4 * config.width + 3 * config.intermediate)  # about
+    return min(effort.passes, max(1.0, effort.text * max(1.0, LARGE / weights) / tokens))
 
 
 def _divided(tokens: np.ndarray | TokenBlocks, settings: PruneSettings, reading: int) -> tuple[Sequences, Sequences]:
@@ -325,7 +319,7 @@ def _without_effect(settings: PruneSettings) -> list[tuple[tuple[str, ...], str]
         names = ("effort", "rounds", "joint_passes", *joint)
         return [(names, f"the update {update} has no rounds and no joint steps")]
     if settings.joint_passes == 0:
-        names = ("effort", *joint) if settings.rounds == 0 else joint
+        names = joint if settings.rounds else ("effort", *joint)
         return [(names, "there are no joint steps")]
     return []
 

@@ -85,7 +85,7 @@ def test_what_the_host_reads():
         assert numbers.tolist() == jax.device_get(numbers).tolist() == [0, 1, 2, 3]
         assert (int(number), bool(number)) == (0, False)
         first, second = float(number), float(number)
-        assert 0 < second < first
+        assert 0 < second < 0.8 * first  # a round that gains so much is worth its time at every effort
         assert jax.block_until_ready([array])[0] is array
 
 

@@ -33,10 +33,12 @@ from spap_jax.models import decoder
 from spap_jax.models.model import Model
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import streams
+from spap_jax.pruning.layer import rounds_pay
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
 from spap_jax.pruning.run import Dense
-from spap_jax.report.schema import Change
+from spap_jax.report.schema import Change, Errors, LayerReport
+from spap_jax.settings import EffortName
 
 FAMILIES = ("llama", "opt_125m_like")
 LAYERS, REMOVED = 3, CHANNELS - KEPT
@@ -52,6 +54,29 @@ def zeroed(model: Model, names: tuple[str, ...], channels: np.ndarray) -> Model:
     np.put_along_axis(mask, channels, 0, axis=1)
     mlp = model.params["layers"]["mlp"]
     return with_mlp(model, **{n: mlp[n] * mask.reshape(LAYERS, *(1,) * (mlp[n].ndim - 2), CHANNELS) for n in names})
+
+
+def test_rounds_end_when_layers_in_a_row_gained_little():
+    some = pruned("llama").report.layers[0]
+
+    def told(*gains: float) -> list[LayerReport]:
+        errors = [Errors(0.5, 0.4, 0.4 * (1 - gain)) for gain in gains]
+        return [dataclasses.replace(some, held_out=each, calibration=Errors(0.5, 0.4, 0.1)) for each in errors]
+
+    model = tiny("llama")
+    runs = {name: resolved(model.config, random_tokens(), SETTINGS.replace(effort=name)) for name in ("low", "default")}
+    enough: dict[EffortName, list[list[LayerReport]]] = {
+        "low": [[], told(0.3), told(0.05, 0.3)],
+        "default": [[], told(0.0), told(0.05, 0.2), told(0.2, 0.05), told(0, 0, 0.2, 0)],
+    }
+    little: dict[EffortName, list[list[LayerReport]]] = {
+        "low": [told(0.1), told(0.3, 0.1), told(0.3, 0.0, 0.0)],
+        "default": [told(0.05, 0.09), told(0.3, 0.0, 0.005), told(0.3, 0.0, 0.0, 0.0, 0.0)],
+    }
+    assert all(rounds_pay(runs[effort], reports) for effort, each in enough.items() for reports in each)
+    assert not any(rounds_pay(runs[effort], reports) for effort, each in little.items() for reports in each)
+    assert rounds_pay(runs["default"], [dataclasses.replace(each, held_out=None) for each in told(0, 0)])
+    assert not rounds_pay(resolved(model.config, random_tokens(), SETTINGS.replace(rounds=0)), [])
 
 
 @pytest.mark.parametrize("variant", FAMILIES)
