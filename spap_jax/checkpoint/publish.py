@@ -9,8 +9,8 @@ from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError, first_line, option
 from spap_jax.storage.files import hub_problem
 
-_PAGE = ("spap_report.html", "spap_report-*.png")
-"""Files that spap report adds."""
+_PAGE = "spap_report.html"
+"""The file that spap report adds."""
 
 _OF_A_MODEL = (
     *("config.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS),
@@ -38,7 +38,8 @@ def files_of(folder: Path, with_page: bool = False) -> dict[str, Path]:
     written = parse_manifest(LocalFolder(folder).read(MANIFEST))
     if lost := sorted(written.keys() - there):
         raise UserError(f"{folder} has lost {lost[0]}, which spap wrote into it: write the checkpoint again.")
-    return {name: folder / name for name in sorted({*written, *matching(there, _PAGE * with_page)})}
+    page = {_PAGE} & there if with_page else set()
+    return {name: folder / name for name in sorted({*written, *page})}
 
 
 def left_out(folder: Path, files: Mapping[str, Path]) -> list[str]:

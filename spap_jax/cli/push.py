@@ -21,7 +21,7 @@ def push(
         folder: Checkpoint as spap prune or spap finetune writes it.
         to: Repository, as owner/name.
         private: Make a new repository private; an existing one that is public is refused.
-        with_report: Also upload spap_report.html, the page that spap report wrote into the folder, and its plots.
+        with_report: Also upload spap_report.html, the page that spap report wrote into the folder.
         overwrite: Replace the model in a repository, which keeps its history.
     """
     from spap_jax.checkpoint.publish import files_of, left_out, push_to_hub

@@ -13,7 +13,6 @@ from spap_jax.errors import UserError
 def report(
     *folders: Annotated[Path, Parameter(required=True)],
     output: Path | None = None,
-    png: Path | None = None,
     bench: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -32,9 +31,8 @@ def report(
         folders: A pruned checkpoint as spap prune writes it. Several, or a folder that holds several, are compared in
             a table on the terminal.
         output: The page, a file that ends in .html. By default spap_report.html in the folder.
-        png: Folder for the plots as PNG files, too. By default none are written.
         bench: File that spap bench DENSE PRUNED --json wrote about the run. By default without speeds.
-        overwrite: Replace a page and plots that exist.
+        overwrite: Replace a page that exists.
     """
     from spap_jax.cli.console import err, table, waiting
 
@@ -50,7 +48,7 @@ def report(
 
     runs = [read_run(folder, bench) for folder in with_sparsities(folders)]
     if len(runs) > 1:
-        if output or png or bench:
+        if output or bench:
             raise UserError("a page is of one run, and these are several: name one of them.")
         compared = side_by_side(runs)
         table(compared.name, compared.columns, compared.rows)
@@ -58,25 +56,21 @@ def report(
     page = real_path(output or runs[0].folder / "spap_report.html")
     if page.suffix != ".html":
         raise UserError(f"{page} is not a name of a page: end it in .html.")
+    if os.path.lexists(page) and not (overwrite and page.is_file()):
+        raise UserError(f"{page} exists: name another place, or pass --overwrite to replace a page of yours.")
     with waiting("drawing"):
-        drawn = plots(runs[0].pruned)
-        files = {real_path(png) / f"{page.stem}-{plot.name}.png": plot.drawn("png") for plot in drawn} if png else {}
-        files[page] = render(runs[0], drawn).encode()
-    _write_all(files, overwrite)
-    err.print(f"wrote {page}" + (f" and {len(drawn)} plots in {png}" if png else ""))
+        content = render(runs[0], plots(runs[0].pruned)).encode()
+    _write(page, content)
+    err.print(f"wrote {page}")
 
 
-def _write_all(files: dict[Path, bytes], overwrite: bool) -> None:
-    """Writes files, each complete or not at all, and none if one that exists may not be replaced."""
-    for file in files:
-        if os.path.lexists(file) and not (overwrite and file.is_file()):
-            raise UserError(f"{file} exists: name another place, or pass --overwrite to replace a page of yours.")
-    for file, content in files.items():
-        partial = file.with_name(f".{secrets.token_hex(8)}.partial")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            partial.replace(file)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error
+def _write(file: Path, content: bytes) -> None:
+    """Writes a file, complete or not at all."""
+    partial = file.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{file} cannot be written ({error.strerror}): name another file.") from error

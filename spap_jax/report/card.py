@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from spap_jax.quantities import percent_text, range_text
 from spap_jax.report.schema import Extras, FinetuneReport, PruneReport, Row, parsed
 
 _TEXT = """\
 {head}
-# {name}, {removed} of its MLP channels{headline} removed
+# {name}, {removed} removed
 
 Made from `{name}` by SPAP-JAX {version}: structured pruning with recovery in the same run, after
-[SPAP](https://arxiv.org/abs/2505.03373). Every layer keeps {after} of {before} MLP channels{heads}; everything else
+[SPAP](https://arxiv.org/abs/2505.03373). {shape}; everything else
 about the architecture ({architecture}) is as it was{but}{loaders}.
 Channels were chosen by the method `{selection}`; {update}.
 
@@ -58,9 +57,6 @@ _UPDATES = {
 _ROUNDS = ", and their weights were recovered by alternating minimisation"
 _STEPS = "; then {count} optimizer steps brought the predictions of the whole model nearer to those of the dense one"
 _ADAPTED = ", and adapted it to the calibration text"
-
-
-_HEADS = ", {heads.after} of {heads.before} attention heads and {groups.after} of {groups.before} key/value heads"
 
 _LOADERS = (
     "tools that read `head_dim` from `config.json`, as transformers 5 does, load it; those that divide `hidden_size` "
@@ -112,20 +108,15 @@ def converted_files(files: Mapping[str, bytes], weight_bytes: int | None, stock:
 def model_card(report: PruneReport, stock: bool = True) -> str:
     """Builds the README.md of a pruned checkpoint from its report; ``stock`` unless it is an Orbax folder."""
     stock &= report.one_width
-    model, widths, biases = report.model, report.model.widths, report.model.mlp_bias
-    heads, groups = model.heads, model.kv_heads
-    fewer_heads = groups.after < groups.before
+    model, biases = report.model, report.model.mlp_bias
     return _TEXT.format(
         head=card_head(model.name, "transformers" if stock else "spap-jax", "pruned", "spap-jax"),
         name=model.name,
         version=report.versions["spap-jax"],
-        removed=percent_text(report.removed),
-        headline=f" and {percent_text(groups.removed)} of its attention heads" if fewer_heads else "",
-        heads=_HEADS.format(heads=heads, groups=groups) if fewer_heads else "",
-        loaders=_loaders(report, fewer_heads) if stock or not report.one_width else f"; {ORBAX_LOADER}",
+        removed=report.sparsity.words,
+        shape=report.shape,
+        loaders=_loaders(report) if stock or not report.one_width else f"; {ORBAX_LOADER}",
         code=_STOCK_CODE if stock else _OWN_CODE,
-        before=range_text(widths.before),
-        after=range_text(widths.after),
         architecture=model.architecture,
         but=" but for added biases in the MLP" if biases.after and not biases.before else "",
         selection=report.method.selection,
@@ -153,10 +144,10 @@ def _recovered(report: PruneReport) -> str:
     return said.format(more=_ROUNDS * rounds + (_STEPS.format(count=steps) + _ADAPTED * report.adapted) * bool(steps))
 
 
-def _loaders(report: PruneReport, fewer_heads: bool) -> str:
+def _loaders(report: PruneReport) -> str:
     if not report.one_width:
         return f"; {OWN_LOADER}"
-    return f", so {_LOADERS if fewer_heads else 'stock tools load it'}"
+    return f", so {_LOADERS if report.fewer_heads else 'stock tools load it'}"
 
 
 _PRUNED, _TRAINED, _EARLIER = "spap_report.json", "spap_finetune.json", "spap_finetune-{number}.json"

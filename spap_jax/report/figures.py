@@ -15,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spap_jax.quantities import change_text, count_text
+from spap_jax.quantities import change_text
 from spap_jax.report.schema import AttentionReport, Check, LayerReport, PruneReport
 
 if TYPE_CHECKING:
@@ -66,19 +66,17 @@ SETTINGS: "dict[RcKeyType, Any]" = {
 class Plot:
     """A figure with its caption and alternative text; ``wide`` if it spans the page."""
 
-    name: str
     title: str
     caption: str
     alt: str
     figure: Figure
     wide: bool = False
 
-    def drawn(self, kind: str) -> bytes:
-        """Returns the picture, as "svg" or "png"."""
+    def svg(self) -> bytes:
+        """Draws the figure."""
         file = io.BytesIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type") if kind == "svg" else ("Software",))
         with style():
-            self.figure.savefig(file, format=kind, metadata=nothing)
+            self.figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         return file.getvalue()
 
 
@@ -126,7 +124,6 @@ def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> P
     figure.legend(loc="outside lower center", ncols=2)
     new_text = " Dashed: on held-out tokens, which were not fitted, and so tell what to expect on new text."
     return Plot(
-        "errors" if what == "MLP" else f"{what}-errors",
         f"How well each layer's {what} was preserved",
         f"Squared difference of each {what}'s outputs from the original's, relative to their size: right after the "
         f"choice of what to keep, with the output weights refit, and with all weights adjusted; lower is better."
@@ -138,36 +135,26 @@ def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> P
 
 
 def channels(report: PruneReport) -> Plot:
-    """Plots which channels each layer keeps, and how many."""
+    """Plots which channels each layer keeps."""
     count, width = len(report.layers), report.model.intermediate.before
     figure = Figure((WIDTH, min(1.5 + 0.24 * count, 7)), layout="constrained")
-    picture, bars = figure.subplots(1, 2, sharey=True, width_ratios=(6, 1))
+    axes = figure.subplots()
     size = math.ceil(width / CELLS)
     kept = np.stack([kept_share(layer, width, size) for layer in report.layers])
     right = size * kept.shape[1]
     shades = LinearSegmentedColormap.from_list("kept", ["white", BLUE])
-    picture.imshow(kept, shades, extent=(0, right, count - 0.5, -0.5), aspect="auto", vmin=0, vmax=1)
-    picture.hlines(np.arange(count - 1) + 0.5, 0, right, color="white", linewidth=1.5 if count < 50 else 0.5)
-    picture.set(xlim=(0, width), xlabel="channel of the original model", ylabel="layer")
-    counts = [len(layer.kept) for layer in report.layers]
-    bars.barh(np.arange(count), counts, 0.72, color=BLUE)
-    bars.set(xlim=(0, width), xlabel="channels kept", xticks=[0, width])
-    if count <= 48:
-        for row, number in enumerate(counts):
-            bars.annotate(count_text(number), (number, row), (3, 0), textcoords="offset points", va="center", size=8)
-    picture.yaxis.set_major_locator(MaxNLocator(nbins=min(count, 16), integer=True))
-    for axes in (picture, bars):
-        axes.tick_params(left=False)
-        axes.grid(False)
+    axes.imshow(kept, shades, extent=(0, right, count - 0.5, -0.5), aspect="auto", vmin=0, vmax=1)
+    axes.hlines(np.arange(count - 1) + 0.5, 0, right, color="white", linewidth=1.5 if count < 50 else 0.5)
+    axes.set(xlim=(0, width), xlabel="channel of the original model", ylabel="layer")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=min(count, 16), integer=True))
+    axes.tick_params(left=False)
+    axes.grid(False)
     cells = f"; a cell is {size} channels, and the darker, the more of them stay" if size > 1 else ""
-    least, most = min(counts), max(counts)
-    each = count_text(least) if least == most else f"from {count_text(least)} to {count_text(most)}"
     return Plot(
-        "channels",
         "Which MLP channels were kept",
         "Each row is a layer of the original model; each mark is a channel that was kept, each gap one that was "
-        f"removed{cells}. Right: how many each layer keeps.",
-        f"Of {count_text(width)} channels, each of {count} layers keeps {each}.",
+        f"removed{cells}.",
+        f"{report.shape}.",
         figure,
         wide=True,
     )
@@ -196,7 +183,6 @@ def losses(checks: Sequence[Check], judged: str) -> Plot:
     last = [check for check in checks if check.taken][-1]
     fall = f"from {found[0]:.4f} to {last.held_out:.4f} nats per token ({change_text(found[0], last.held_out)})"
     return Plot(
-        "losses",
         "How close the predictions are to the original's",
         "Joint steps adjust the weights of many blocks together; lower is better. The weights with the lowest "
         f"divergence on {judged} tokens are kept, here those of step {last.step}. It went {fall}.",

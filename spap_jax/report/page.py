@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from spap_jax.quantities import change_text, count_text, loss_text, peak_text, percent_text, range_text
+from spap_jax.quantities import change_text, count_text, loss_text, peak_text, percent_text
 from spap_jax.report.figures import STAGES, Plot
 from spap_jax.report.read import RunReports
 from spap_jax.report.schema import Errors, LayerReport, PruneReport
@@ -48,11 +48,11 @@ def render(run: RunReports, plots: Sequence[Plot]) -> str:
         loader=jinja2.PackageLoader("spap_jax.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     return environment.get_template("page.html").render(
-        title=f"{report.model.name.rstrip('/').rpartition('/')[2]}, {removed_text(run)}",
-        kept=_kept(report),
+        title=_title(run),
+        shape=report.shape,
         headlines=headlines(numbers),
         notes=_notes(run),
-        plots=[(plot, base64.b64encode(plot.drawn("svg")).decode()) for plot in plots],
+        plots=[(plot, base64.b64encode(plot.svg()).decode()) for plot in plots],
         numbers=numbers,
         tables=[layers(report)],
         facts=_facts(run),
@@ -63,25 +63,9 @@ def render(run: RunReports, plots: Sequence[Plot]) -> str:
     )
 
 
-def removed_text(run: RunReports) -> str:
-    """Says what was removed, and whether training followed."""
-    heads = run.pruned.fewer_heads
-    words = f"{percent_text(run.pruned.removed)} of the MLP channels"
-    words += f" and {percent_text(heads.removed)} of the attention heads" if heads else ""
-    return f"{words} removed{', then trained' if run.trained else ''}"
-
-
-def _kept(report: PruneReport) -> str:
-    """Says how many channels and heads the layers of the pruned model keep."""
-    kept = report.model.widths.after
-    words = f"{'Every layer keeps' if report.one_width else 'The layers keep'} {range_text(kept)}"
-    words += f" of {count_text(report.model.intermediate.before)} MLP channels"
-    words += report.sparsity.channels.if_missed
-    if heads := report.fewer_heads:
-        groups = report.model.kv_heads
-        words += f", {heads.after} of {heads.before} attention heads{report.sparsity.heads.if_missed}"
-        words += f" and {groups.after} of {groups.before} key/value heads"
-    return f"{words}."
+def _title(run: RunReports) -> str:
+    name = run.pruned.model.name.rstrip("/").rpartition("/")[2]
+    return f"{name}, {run.pruned.sparsity.words} removed{', then trained' if run.trained else ''}"
 
 
 def _notes(run: RunReports) -> list[str]:
@@ -187,7 +171,7 @@ def side_by_side(runs: Sequence[RunReports]) -> Table:
         "run": [run.folder.name for run in runs],
         "model": [run.pruned.model.name for run in runs],
         **{name: cells for name, cells in values.items() if len(set(cells)) > 1},
-        "channels removed": [percent_text(run.pruned.removed) for run in runs],
+        "channels removed": [percent_text(run.pruned.sparsity.channels.achieved) for run in runs],
         "dense": [loss_text(found.before) if found else NOTHING for found in measured],
         "pruned": [loss_text(found.after) if found else NOTHING for found in measured],
         "parameters": [count_text(run.pruned.model.parameters.after) for run in runs],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from spap_jax.quantities import bytes_text, change_text, count_text, loss_text, percent_text
+from spap_jax.quantities import bytes_text, change_text, count_text, loss_text, percent_text, range_text
 
 FORMAT = 1
 """Version of the JSON formats; incremented when a field changes its name or meaning."""
@@ -146,11 +146,6 @@ class Change:
     before: Whole
     after: Count
 
-    @property
-    def removed(self) -> float:
-        """Fraction that was removed."""
-        return 1 - self.after / self.before
-
 
 @dataclass(frozen=True)
 class Widths:
@@ -214,14 +209,10 @@ class Sparsity:
         """Whether the two differ by 0.01 or more, so that both have to be reported."""
         return abs(self.achieved - self.asked) >= 0.01
 
-    @property
-    def if_missed(self) -> str:
-        """What was asked for, in brackets after a space, if something else was removed."""
-        return f" ({percent_text(self.asked)} asked for)" if self.missed else ""
-
     def of(self, whole: str) -> str:
-        """For "the heads": "6.25 % of the heads (30 % asked for)"; without brackets if the two are close."""
-        return f"{percent_text(self.achieved)} of {whole}{self.if_missed}"
+        """For "the heads": "6.2 % of the heads (30 % asked for)"; without brackets if the two are close."""
+        asked = f" ({percent_text(self.asked)} asked for)" if self.missed else ""
+        return f"{percent_text(self.achieved)} of {whole}{asked}"
 
 
 @dataclass(frozen=True)
@@ -234,7 +225,7 @@ class Sparsities:
     @property
     def words(self) -> str:
         """What is removed, in words; heads are omitted if all are kept."""
-        heads = f" and {self.heads.of('the heads')}" if self.heads.achieved else ""
+        heads = f" and {self.heads.of('the attention heads')}" if self.heads.achieved else ""
         return self.channels.of("the MLP channels") + heads
 
 
@@ -330,11 +321,6 @@ class PruneReport:
         return len(set(self.model.widths.after)) == 1
 
     @property
-    def removed(self) -> float:
-        """Fraction of the MLP channels removed."""
-        return self.model.widths.total.removed
-
-    @property
     def judged(self) -> str:
         """Which tokens joint steps are measured on: "held-out" ones, or "calibration" if none are held out."""
         return "held-out" if all(layer.held_out for layer in self.layers) else "calibration"
@@ -350,9 +336,20 @@ class PruneReport:
         return self.settings.get("joint_text_weight", 0) > 0 and len(self.joint) > 1
 
     @property
-    def fewer_heads(self) -> Change | None:
-        """Attention heads of a layer, if some were removed."""
-        return self.model.heads if self.model.heads.removed else None
+    def fewer_heads(self) -> bool:
+        """Whether attention heads were removed."""
+        return self.model.heads.after < self.model.heads.before
+
+    @property
+    def shape(self) -> str:
+        """Says what the layers keep: "Every layer keeps 224 of 320 MLP channels"."""
+        model = self.model
+        layers = "Every layer keeps" if self.one_width else "The layers keep"
+        words = f"{layers} {range_text(model.widths.after)} of {range_text(model.widths.before)} MLP channels"
+        if self.fewer_heads:
+            words += f", {model.heads.after} of {model.heads.before} attention heads"
+            words += f" and {model.kv_heads.after} of {model.kv_heads.before} key/value heads"
+        return words
 
     @property
     def rows(self) -> list[Row]:

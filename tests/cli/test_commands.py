@@ -179,7 +179,8 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     said = spap(capsys, "prune", source, *words, *QUICK)
     assert said.code == 0
     lines = said.out.splitlines()
-    assert lines[0] == f"{source.name}: 30.2 % of the MLP channels and 50 % of the heads (60 % asked for) removed"
+    removed = "30.2 % of the MLP channels and 50 % of the attention heads (60 % asked for)"
+    assert lines[0] == f"{source.name}: {removed} removed"
     rows = {line.split("  ")[0]: line.split()[-4:] for line in lines}
     assert rows["attention heads of a layer"] == ["4", "2", "-50.0", "%"]
     assert rows["key/value heads of a layer"] == ["2", "1", "-50.0", "%"]

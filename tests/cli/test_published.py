@@ -32,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("eval", pruned, "--data", ids, "--sequence-length", "32", "--json", work / "eval.json"),
         ("bench", dense, pruned, "--prompt", "8", "--new", "2", "--repeats", "1", "--json", work / "bench.json"),
         ("report", pruned, "--bench", work / "bench.json"),
-        ("report", trained, "--png", trained),
+        ("report", trained),
     )  # fmt: skip
     for words in commands:
         assert main([str(word) for word in words]) == 0
@@ -114,7 +114,7 @@ def test_what_is_sent_is_what_was_written(kind: str, work: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
     files = files_of(folder)
-    page = {"spap_report.html", *(file.name for file in folder.glob("spap_report-*.png"))}
+    page = {"spap_report.html"}
     assert files.keys() == {name for name in map(relative(folder), folder.rglob("*")) if name} - page - {
         *strays,
         "spap_files.json",

@@ -33,9 +33,8 @@ def test_one_run(runs: tuple[Path, Path], tmp_path: Path, capsys):
     assert "<h1>dense, 24.5&nbsp;% of the MLP channels removed</h1>" in text
     assert "exists" in sentence(spap(capsys, *words))
     assert page.read_text() == text
-    assert spap(capsys, "report", runs[1], *words[2:], "--overwrite", "--png", tmp_path / "plots").code == 0
+    assert spap(capsys, "report", runs[1], *words[2:], "--overwrite").code == 0
     assert page.read_text() != text
-    assert left(tmp_path / "plots") == ["page-channels.png", "page-errors.png"]
 
 
 def test_several_runs_are_a_table(made: Path, runs: tuple[Path, Path], capsys):
@@ -54,11 +53,9 @@ def test_nothing_is_written_when_something_is_wrong(runs: tuple[Path, Path], tmp
     assert "holds no spap_report.json" in sentence(spap(capsys, "report", tmp_path))
     assert "cannot be read" in sentence(spap(capsys, *words, "--bench", tmp_path / "none.json"))
     assert ".html" in sentence(spap(capsys, *words[:2], "--output", runs[0] / "model.safetensors", "--overwrite"))
-    (tmp_path / "page-errors.png").touch()
-    assert "page-errors.png exists" in sentence(spap(capsys, *words, "--png", tmp_path))
     (tmp_path / "folder.html").mkdir()
     assert "exists" in sentence(spap(capsys, *words[:2], "--output", tmp_path / "folder.html", "--overwrite"))
-    assert left(tmp_path) == ["folder.html", "page-errors.png"]
+    assert left(tmp_path) == ["folder.html"]
     assert "File name too long" in sentence(spap(capsys, *words[:2], "--output", tmp_path / ("x" * 300 + ".html")))
 
 

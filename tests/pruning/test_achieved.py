@@ -29,8 +29,8 @@ def said(**settings) -> list[str]:
         ({"sparsity": 0.3}, "30 % of the MLP channels"),
         ({"sparsity": 0.3, "round_to": 32}, "30 % of the MLP channels"),
         ({"sparsity": 0.3, "round_to": 300}, "6.2 % of the MLP channels (30 % asked for)"),
-        ({"sparsity": 0.5, "attention_sparsity": 0.5}, "50 % of the MLP channels and 50 % of the heads"),
-        ({"attention_sparsity": 0.99}, "30 % of the MLP channels and 50 % of the heads (99 % asked for)"),
+        ({"sparsity": 0.5, "attention_sparsity": 0.5}, "50 % of the MLP channels and 50 % of the attention heads"),
+        ({"attention_sparsity": 0.99}, "30 % of the MLP channels and 50 % of the attention heads (99 % asked for)"),
     ],
 )
 def test_the_words(settings: dict, words: str):

@@ -98,6 +98,7 @@ def report(**changes: Any) -> dict[str, Any]:
 
 def with_fewer_heads(tree: dict[str, Any]) -> dict[str, Any]:
     """Change a report to that of a run that removed one of two key/value heads, so four of eight heads, per layer."""
+    tree["sparsity"]["heads"] = {"asked": 0.5, "achieved": 0.5}
     tree["model"] |= {"heads": {"before": 8, "after": 4}, "kv_heads": {"before": 2, "after": 1}}
     calibration, held_out = Errors(0.5, 0.25, 0.25), Errors(0.6, 0.3, 0.3)
     for layer in tree["layers"]:
