@@ -20,9 +20,6 @@ _INTERVAL = 10.0
 _SHORTEST = 1.0
 """Shortest time, in seconds, that is worth reporting."""
 
-_STAGES = "chosen", "refit", "adjusted"
-"""Names of the stages in ``schema.Errors``."""
-
 Clock = Callable[[], float]
 Shown = bool | Callable[..., None] | None
 """Whether to show progress, or a function to call instead; None shows it where standard error is watched."""
@@ -201,11 +198,12 @@ class PruningProgress:
 
     def _errors(self, report: LayerReport | AttentionReport) -> str:
         """Names the errors of the stages that changed the weights."""
-        errors = report.held_out or report.calibration
-        values = [errors.selection, errors.refit, errors.alternating]
-        changed = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
-        shown = ", ".join(f"{_STAGES[i]} {percent_text(values[i])}" for i in changed)
-        return f"{'held-out' if report.held_out else 'calibration'} error: {shown}"
+        shown, last = [], None
+        for stage, error in (report.held_out or report.calibration).by_stage.items():
+            if error != last:
+                shown.append(f"{stage} {percent_text(error)}")
+            last = error
+        return f"{'held-out' if report.held_out else 'calibration'} error: {', '.join(shown)}"
 
 
 class Listeners(NamedTuple):

@@ -1,6 +1,5 @@
 """The commands and what they share: help, and options from a TOML file."""
 
-import functools
 import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -160,8 +159,7 @@ def _options_of(file: Path) -> Callable[[App, tuple[str, ...], ArgumentCollectio
         raise UserError(f"{file} cannot be read as TOML ({error}): correct it or leave out --config.") from error
 
     def pass_on(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        nested = functools.reduce(lambda inner, command: {command: inner}, reversed(commands), options)
-        Dict(nested, source=str(file))(app, commands, arguments)
+        Dict(dict.fromkeys(commands, options), source=str(file))(app, commands, arguments)
 
     return pass_on
 

@@ -125,38 +125,24 @@ def say_devices(work: str) -> None:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table; the first column holds names, the others numbers.
 
-    No cell is cut or broken within a word; a table too wide for that becomes a list.
+    No cell is cut, nor broken within a word, even if the table is too wide for the terminal.
     """
     out.print(title)
     cells = [*zip(columns, *rows, strict=True)]
-    whole = [max(map(len, column)) for column in cells]
     # Names and headings may break between words; numbers and their units may not.
-    least = [_longest(cells[0]), *(max(_longest([head]), *map(len, numbers), 0) for head, *numbers in cells[1:])]
-    spare = out.width - sum(least) - _GAP * (len(columns) - 1)
-    if spare < 0:
-        _print_list(columns, rows)
-        return
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for number, (column, narrow, wide) in enumerate(zip(columns, least, whole, strict=True)):
-        width = narrow + min(spare, wide - narrow)
-        spare -= width - narrow
+    widths = [_longest(cells[0]), *(max(_longest([head]), *map(len, numbers), 0) for head, *numbers in cells[1:])]
+    gaps = _GAP * (len(columns) - 1)
+    for number, column in enumerate(cells):
+        room = max(0, out.width - gaps - sum(widths))
+        widths[number] += min(room, max(map(len, column)) - widths[number])
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, width=sum(widths) + gaps)
+    for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
         shown.add_column(column, justify="right" if number else "left", width=width)
     for row in rows:
         shown.add_row(*row)
-    out.print(shown)
+    out.print(shown, crop=False)
 
 
 def _longest(texts: Sequence[str]) -> int:
     """Returns the length of the longest word."""
     return max((len(word) for text in texts for word in text.split()), default=0)
-
-
-def _print_list(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints the name of each row, and below it a line for each column that is not empty."""
-    room = out.width - 4 - max((len(value) for _, *values in rows for value in values), default=0)
-    names = max((len(column) for column in columns[1:] if len(column) <= room), default=0)
-    for name, *values in rows:
-        out.print(f"{columns[0]} {name}".lstrip())
-        for column, value in zip(columns[1:], values, strict=True):
-            if value:
-                out.print(f"  {column:<{names}}  {value}")

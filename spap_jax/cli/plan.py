@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from spap_jax.cli import console
-from spap_jax.cli.options import ModelName
-from spap_jax.errors import UserError
+from spap_jax.cli.options import Count, ModelName
 from spap_jax.quantities import bytes_text, duration_text
 from spap_jax.settings import PruneSettings
 
@@ -23,8 +22,8 @@ def plan(
     *,
     mesh: str | None = None,
     model_devices: int = 1,
-    sequences: int = 128,
-    sequence_length: int | None = None,
+    sequences: Count = 128,
+    sequence_length: Count | None = None,
     json: Path | None = None,
     settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
@@ -61,27 +60,25 @@ def plan(
     from spap_jax.planning.plan import USABLE, plan, room_here
     from spap_jax.storage.location import public_name
 
-    if sequences < 1:
-        raise UserError("--sequences must be at least 1: give a positive number.")
     check_json_place(json)
     named = mesh_named(mesh) if mesh else None
     with console.waiting(f"reading the config of {model}"):
         config, weight_bytes = checkpoint.read_config(checkpoint.locate_config(model), model)
+
+    def watch(program: str) -> None:
+        console.err.print(f"compiling {program} ...")
+
     shape = sequences, chosen_length(sequence_length, config)
     with use_absent_mesh(named, model_devices) if named else use_mesh(None, model_devices):
         room = USABLE * named.accelerator.memory if named else room_here()
         dtype = np.dtype(jnp.bfloat16 if weight_bytes == 2 else np.float32)
-        planned = plan(config, settings, shape, dtype, room, _watch)
+        planned = plan(config, settings, shape, dtype, room, watch)
     _print(model, shape, planned, named)
     if json is not None:
         about = {"model": public_name(model), "shape": shape, "mesh": mesh, "settings": asdict(planned.run.settings)}
         programs = {name: each._asdict() for name, each in planned.programs.items()}
         sizes = {"room": planned.room, "result": planned.result, "unfinished": planned.unfinished}
         write_json(json, "spap plan", about | {"fits": planned.fits} | sizes | {"programs": programs})
-
-
-def _watch(program: str) -> None:
-    console.err.print(f"compiling {program} ...")
 
 
 def _print(model: str, shape: tuple[int, int], planned: "Plan", mesh: "Mesh | None") -> None:

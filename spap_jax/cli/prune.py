@@ -191,11 +191,9 @@ def outputs(output: str, sparsities: Sequence[float], settings: PruneSettings) -
     """Returns the runs that a command requests: one into ``output``, or several into folders in it.
 
     Raises:
-        UserError: a sparsity is out of range or is given twice, or the output has no name.
+        UserError: a sparsity is out of range, or the output has no name.
     """
     check_name(output)
-    if len(set(sparsities)) < len(sparsities):
-        raise UserError(f"--sparsity {','.join(map(str, sparsities))} names a sparsity twice: name each once.")
     chosen = [settings.replace(sparsity=sparsity) for sparsity in sparsities]
     if len(chosen) == 1:
         return [PruneRun(output, chosen[0])]
@@ -280,9 +278,14 @@ def _make(
     """Makes a checkpoint, unless an earlier process has."""
     import dataclasses
 
+    from spap_jax import memory
+    from spap_jax.backend import peak_of_a_device
     from spap_jax.cli.resume_messages import telling
     from spap_jax.pruning.prune import prune
+    from spap_jax.pruning.prune_report import new_report
     from spap_jax.pruning.widths import choose_widths
+    from spap_jax.report.card import pruned_files
+    from spap_jax.report.schema import Change, Extras, Perplexities
 
     if store.finished:
         console.err.print(f"{one.output} was made before the interruption")
@@ -308,7 +311,14 @@ def _make(
             reports = prune(run, command.dense, store, progress.report, progress.step)
         after = _after(run, store, command, progress)
         command.reader.check_unchanged()
-        report = _finish(run, store, command, reports, (before, after))
+        measured = None
+        if command.judged and before is not None and after is not None:
+            measured = Perplexities(command.judged.description, before, after)
+        size = Change(command.reader.bytes, store.output_bytes)
+        extras = Extras(size, measured, memory.peak(), peak_of_a_device())
+        report = new_report(run, command.reader.source.name, command.tokens, reports)
+        report = dataclasses.replace(report, extras=extras)
+        store.finish(pruned_files(report))
     console.err.print(f"wrote {one.output}")
     _summary(report)
 
@@ -326,34 +336,6 @@ def _after(run: "Run", store: "FolderStore", command: Command, progress: "Prunin
     return perplexity_of(
         Model(run.pruned, params, command.reader.source), command.judged, "after pruning", progress.measured
     )
-
-
-def _finish(
-    run: "Run",
-    store: "FolderStore",
-    command: Command,
-    reports: Sequence[Any],
-    perplexities: tuple[float | None, float | None],
-) -> "PruneReport":
-    """Completes the output, with its report and its card."""
-    import dataclasses
-
-    from spap_jax import memory
-    from spap_jax.backend import peak_of_a_device
-    from spap_jax.pruning.prune_report import new_report
-    from spap_jax.report.card import pruned_files
-    from spap_jax.report.schema import Change, Extras, Perplexities
-
-    before, after = perplexities
-    measured = None
-    if command.judged is not None and before is not None and after is not None:
-        measured = Perplexities(command.judged.description, before, after)
-    size = Change(command.reader.bytes, store.output_bytes)
-    extras = Extras(size, measured, memory.peak(), peak_of_a_device())
-    report = new_report(run, command.reader.source.name, command.tokens, reports)
-    report = dataclasses.replace(report, extras=extras)
-    store.finish(pruned_files(report))
-    return report
 
 
 def _summary(report: "PruneReport") -> None:

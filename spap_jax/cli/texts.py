@@ -48,15 +48,12 @@ def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
     """Returns the tokens per window: as requested, else the papers' 2048 or as many as the model's positions allow.
 
     Raises:
-        UserError: The requested length exceeds the positions, or is below one token.
+        UserError: The requested length exceeds the positions.
     """
-    from spap_jax.errors import UserError
     from spap_jax.models.decoder import check_length
 
     if asked is None:
         return min(2048, config.positions)
-    if asked < 1:
-        raise UserError("--sequence-length and --sequences must be at least 1: give positive whole numbers")
     check_length(config, asked)
     return asked
 

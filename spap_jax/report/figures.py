@@ -27,8 +27,8 @@ Part = LayerReport | AttentionReport
 INK, MUTED, GRID = "#1b2430", "#5a6675", "#e4e7eb"
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7d8794"
 
-STAGES = {"selection": ("chosen", GREY), "refit": ("refit", BLUE), "alternating": ("adjusted", ORANGE)}
-"""Label and colour of each stage of pruning a layer, by its name in a report."""
+STAGES = {"chosen": GREY, "refit": BLUE, "adjusted": ORANGE}
+"""Colour of each stage of pruning a layer."""
 
 SIZE = (4.8, 3.3)
 WIDTH = 9.8
@@ -104,20 +104,20 @@ def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> P
     """Plots the relative error in per cent by layer after each stage, on calibration and held-out tokens."""
     figure, axes = _panel("layer", "error, %")
     numbers = [layer.layer for layer in layers]
-    both = all(part.held_out for part in parts)
-    values = [[(part.calibration, part.held_out or part.calibration)[both] for part in parts] for both in (0, both)]
-    by_stage = {stage: [[100 * getattr(found, stage) for found in row] for row in values] for stage in STAGES}
-    said, earlier = [], None
-    for stage, (fitted, judged) in by_stage.items():
-        if (fitted, judged) == earlier:
+    fitted = [part.calibration.by_stage for part in parts]
+    held_out = [part.held_out.by_stage for part in parts if part.held_out]
+    both = len(held_out) == len(parts)
+    said, earlier = [], []
+    for stage, colour in STAGES.items():
+        lines = [[100 * found[stage] for found in line] for line in ([fitted, held_out] if both else [fitted])]
+        if lines == earlier:
             continue  # this stage changed nothing
-        earlier = fitted, judged
-        label, colour = STAGES[stage]
+        earlier = lines
         marks = {"color": colour, "marker": "o", "markersize": 4 if len(numbers) < 24 else 0}
-        axes.plot(numbers, fitted, label=label, **marks)
+        axes.plot(numbers, lines[0], label=stage, **marks)
         if both:
-            axes.plot(numbers, judged, "--", markerfacecolor="white", **marks)
-        said.append(f"{label} {_extent(numbers, judged)}")
+            axes.plot(numbers, lines[1], "--", markerfacecolor="white", **marks)
+        said.append(f"{stage} {_extent(numbers, lines[-1])}")
     axes.set_ylim(bottom=0)
     if both:
         axes.plot([], [], "--", color=MUTED, label="held-out tokens")

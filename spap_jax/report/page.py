@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from spap_jax.quantities import change_text, count_text, loss_text, peak_text, percent_text
-from spap_jax.report.figures import STAGES, Plot
+from spap_jax.report.figures import Plot
 from spap_jax.report.read import RunReports
 from spap_jax.report.schema import Errors, LayerReport, PruneReport
 
@@ -157,9 +157,11 @@ def _layer(layer: LayerReport) -> dict[str, str]:
 
 def _errors(errors: Errors | None, prefix: str) -> dict[str, str]:
     """Returns the errors after each stage in per cent, keyed by column; attention has no last stage."""
-    stages = [stage for stage in STAGES if stage != "alternating" or "attention" not in prefix]
-    found = {f"{prefix}{STAGES[stage][0]}": 100 * getattr(errors, stage) for stage in stages} if errors else {}
-    return {name: f"{error:.2f}" if isfinite(error) else "not finite" for name, error in found.items()}
+    return {
+        f"{prefix}{stage}": f"{100 * error:.2f}" if isfinite(error) else "not finite"
+        for stage, error in (errors.by_stage.items() if errors else ())
+        if stage != "adjusted" or "attention" not in prefix
+    }
 
 
 def side_by_side(runs: Sequence[RunReports]) -> Table:

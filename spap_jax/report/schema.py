@@ -64,6 +64,11 @@ class Errors:
     refit: Number
     alternating: Number
 
+    @property
+    def by_stage(self) -> dict[str, float]:
+        """The errors by the names of the stages in tables, plots and progress."""
+        return {"chosen": self.selection, "refit": self.refit, "adjusted": self.alternating}
+
 
 @dataclass(frozen=True)
 class AttentionReport:
