@@ -2,10 +2,7 @@
 
 import json
 import re
-import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,34 +186,6 @@ def test_told_to_end_before_training(dense: Path, ids: Path, tmp_path: Path):
     assert left(tmp_path) == []
 
 
-TOLD_TO_END = """
-import os, signal, sys, threading
-from pathlib import Path
-from spap_jax.cli import main
-rename = Path.rename
-def told_to_end(self, target):
-    if Path(target).name == "out":
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait()
-    return rename(self, target)
-Path.rename = told_to_end
-main(sys.argv[1:])
-"""
-
-
-@pytest.mark.slow
-def test_told_to_end_while_the_result_is_written(dense: Path, ids: Path, tmp_path: Path, capsys):
-    words = ["finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK]
-    program = [sys.executable, "-c", TOLD_TO_END, *map(str, words)]
-    run = subprocess.run(program, capture_output=True, text=True)
-    assert run.returncode == 75, run.stderr
-    assert left(tmp_path) == [".out.resume"]
-    said = spap(capsys, *words)
-    assert said.code == 0, said.err
-    assert "made before the interruption" in said.err
-    assert left(tmp_path) == ["out"]
-
-
 def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
@@ -236,20 +205,6 @@ def test_a_result_that_was_complete_before_the_interruption(
     assert (tmp_path / "out" / "config.json").stat().st_mtime_ns == when
     assert left(tmp_path) == ["out"]
     assert "out exists" in sentence(spap(capsys, *words))
-
-
-def test_a_disk_that_fills_up(dense: Path, ids: Path, tmp_path: Path, capsys):
-    """The trained weights do not fit."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        said = spap(capsys, "finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert said.code == 2
-    assert "filled up" in said.err.splitlines()[-1]
-    assert spap(capsys, "finetune", dense, "--data", ids, "--output", tmp_path / "out", *QUICK).code == 0
-    assert left(tmp_path) == ["out"]
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:

@@ -102,14 +102,6 @@ def test_files_of_others_in_the_output(command: str, here: Path, capsys):
     assert hashes(here) == before
 
 
-def test_results_of_an_evaluation_in_the_output(here: Path, capsys):
-    assert spap(capsys, *WORDS["convert"], "--output", "out").code == 0
-    assert spap(capsys, "eval", "out", "--data", "data/ids.npy", "--json", "out/scores.json", *SMALL[2:]).code == 0
-    before = hashes(here)
-    assert "scores.json" in sentence(spap(capsys, *WORDS["convert"], "--output", "out", "--overwrite"))
-    assert hashes(here) == before
-
-
 def test_places_that_cannot_be(here: Path, capsys):
     before = hashes(here)
     assert "cannot be" in sentence(spap(capsys, *WORDS["prune"], "--output", "/proc/foo"))
@@ -134,16 +126,3 @@ def test_an_orbax_folder_at_an_address(here: Path, monkeypatch: pytest.MonkeyPat
     there = stores.contents("/bucket")
     assert "notes.txt" in sentence(converted("frail://bucket/out", "--overwrite"))
     assert stores.contents("/bucket") == there
-
-
-def test_numbers_are_not_written_over_what_is_read(here: Path, capsys):
-    model, ids = "v/base/dense", "data/ids.npy"
-    before = hashes(here)
-    for words in (
-        ("eval", model, "--data", ids, "--json", ids),
-        ("eval", model, "--data", ids, "--json", f"{model}/config.json"),
-        ("bench", model, "--json", f"{model}/config.json"),
-        ("plan", model, "--json", "link/model.safetensors"),
-    ):
-        assert "exists" in sentence(spap(capsys, *words))
-    assert hashes(here) == before

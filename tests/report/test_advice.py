@@ -1,35 +1,17 @@
 """The advice of a report when parts of a run brought no gain."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
+from reports import written
 
 from spap_jax.report.advice import advice
-from spap_jax.report.schema import (
-    Biases,
-    Change,
-    Check,
-    DataAccount,
-    Errors,
-    LayerReport,
-    MethodAccount,
-    PrunedModel,
-    PruneReport,
-    Sparsities,
-    Sparsity,
-    Widths,
-)
-
-WIDTHS = Widths((1536,) * 4, (1075,) * 4)
-MODEL = PrunedModel(
-    "owner/model", "LlamaForCausalLM", 4, Change(1536, 1075), WIDTHS, Change(9, 9), Change(3, 3), Biases(False, False),
-    Change(135, 110), Change(80, 55),
-)  # fmt: skip
+from spap_jax.report.schema import Change, Check, DataAccount, Errors, LayerReport, PruneReport
 
 
 def layer(index: int, held_out: float | None) -> LayerReport:
     errors = Errors(0.3, 0.2, 0.1)
-    judged = None if held_out is None else dataclasses.replace(errors, alternating=held_out)
+    judged = None if held_out is None else replace(errors, alternating=held_out)
     return LayerReport(index, (0,), errors, judged, 0, 0, 1e-4, 1, {})
 
 
@@ -40,13 +22,11 @@ def report(
     further: int = 0,
 ) -> PruneReport:
     """Return the report of a model with 1536 channels, calibrated on sequences of 128 tokens."""
-    return PruneReport(
-        settings={},
-        method=MethodAccount("spap", "alternate"),
-        model=MODEL,
-        sparsity=Sparsities(Sparsity(0.3, 0.3), Sparsity(0.0, 0.0)),
+    any_run = written()
+    return replace(
+        any_run,
+        model=replace(any_run.model, intermediate=Change(1536, 1075)),
         calibration=DataAccount(sequences, 128, "some text", None, further),
-        versions={},
         layers=tuple(layer(index, held_out) for index in range(4)),
         joint=tuple(Check(index, 0, (), 0.2, each, 0.1) for index, each in enumerate((True, *taken))),
     )

@@ -109,14 +109,3 @@ def test_polished_selections_are_all_but_optimal(f, keep):
         best = best64(gram, cross, keep)
         gaps.append((best - explained64(gram, cross, kept)) / (explained64(gram, cross, range(f)) - best))
     assert np.mean(gaps) < 0.01, gaps
-
-
-def test_stacked_layers_are_polished_as_one_by_one():
-    problems = [CASES[name] for name in ("ordinary", "dead channels", "outlier channel")]
-    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
-    systems = jax.jit(jax.vmap(equilibrate, in_axes=(0, None)))(stack, RIDGE)
-    together = jax.jit(jax.vmap(lambda system: polish(system, jnp.asarray(KEPT), 20)))(systems)
-    for i, problem in enumerate(problems):
-        alone = _polish(_equilibrate(problem, RIDGE), jnp.asarray(KEPT), 20)
-        np.testing.assert_array_equal(together.kept[i], alone.kept)
-        assert int(together.swaps[i]) == int(alone.swaps)
