@@ -106,7 +106,7 @@ def test_the_report_and_the_card_tell_the_widths():
     report = json.loads(result.report.to_json())
     assert report["model"]["widths"] == {"before": [53] * 3, "after": list(widths)}
     card = model_card(result.report)
-    assert f"keeps {min(widths)} to {max(widths)} of 53 MLP channels" in card
+    assert f"{min(widths)} to {max(widths)} of 53 MLP channels" in card
     assert "it loads with spap_jax only: stock transformers needs one width" in card
     assert "transformers import" not in card
     assert "library_name: spap-jax" in card
