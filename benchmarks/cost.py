@@ -141,7 +141,7 @@ def counted(model: Model, read: Any, settings: spap.PruneSettings) -> dict[str, 
     tokens = (read.sequences + read.further_sequences) * read.sequence_length
     mlp = 3 * config.width * config.intermediate
     attention = 2 * config.width * config.width * (1 + config.kv_heads / config.heads)
-    kept = 1 - settings.sparsity
+    kept = 1 - settings.channel_sparsity
     passes = 2 * tokens * config.layers
     return {
         "streams": passes * (2 * attention + (1 + kept) * mlp),

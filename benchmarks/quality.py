@@ -179,8 +179,8 @@ def measured(
     found = compare(dense, pruned, judged)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return Row(
-        case.model.name, settings.sparsity, method, settings.seed, sequences, windows, found.dense, found.pruned,
-        found.divergence, round(busy, 1), commit(), date,
+        case.model.name, settings.channel_sparsity, method, settings.seed, sequences, windows, found.dense,
+        found.pruned, found.divergence, round(busy, 1), commit(), date,
     )  # fmt: skip
 
 

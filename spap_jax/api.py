@@ -18,13 +18,14 @@ from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import generate
 from spap_jax.evaluation.inspect import divergence, logits, loss, perplexity
 from spap_jax.evaluation.writing import settings_for, write
-from spap_jax.models import DecoderConfig
+from spap_jax.models import DecoderConfig, cost
 from spap_jax.models.blocks import get_layer
 from spap_jax.models.model import UNKNOWN, Model, checked
 from spap_jax.parallel.mesh import use_mesh
 from spap_jax.parallel.placement import place_params, stack_layers
 from spap_jax.parallel.sequences import fitted_of
 from spap_jax.planning.plan import run_that_fits
+from spap_jax.pruning.dial import decide, reached
 from spap_jax.pruning.inspect import moments
 from spap_jax.pruning.prune import MemoryStore
 from spap_jax.pruning.prune import prune as prune_blocks
@@ -125,8 +126,10 @@ def prune(
     model = checked(model)
     config = model.config
     settings = (settings or PruneSettings()).replace(**changes)
-    check_allocation(config, settings, model_devices)
-    warn_of_settings(config, settings, changes)
+    weight_bytes = checkpoint.weight_bytes(model) / cost.parameters(model.family, config).total
+    about = next(reached(config, settings, weight_bytes))
+    check_allocation(config, about, model_devices)
+    warn_of_settings(config, about, changes)
     if tokens is None:
         tokens = _own_tokens(model, devices)
     elif _gives_blocks(tokens):
@@ -134,12 +137,13 @@ def prune(
     tokens = _checked(tokens, config)
     dense = Dense(config, model.params, functools.partial(get_layer, model.params["layers"]))
     with use_mesh(devices, model_devices), quick_compilation():
+        settings = decide(dense, tokens, settings, weight_bytes)
         run = run_that_fits(config, tokens, settings, model.params)
         if settings.allocation == "global":
             run = replace(run, pruned=run.pruned.with_widths(choose_widths(run, dense)))
         store = MemoryStore(run.pruned)
         steps = run.joint.steps if run.joint else 0
-        with shown.pruning(progress, config.layers, steps) as listeners:
+        with shown.pruning(progress, run.pruned.layers, steps) as listeners:
             reports = prune_blocks(run, dense, store, listeners.report, listeners.step)
     params = model.params | {"layers": stack_layers(store.layers)}
     sharers = model_devices if model_devices > 1 else None

@@ -18,6 +18,9 @@ Schedule = Literal["sequential", "parallel"]
 OWN = "own"
 """Name of data: the text that the model of a command writes itself."""
 
+SPARSITY = 0.3
+"""Fraction of the MLP channels that is removed if nothing says otherwise."""
+
 SEQUENCES, LENGTH = 128, 512
 """Number of texts that a model writes, and of tokens in each, if nothing says otherwise."""
 
@@ -94,6 +97,10 @@ def _range(kind: Any) -> str:
         return f"one of {', '.join(get_args(kind))}"
     if kind is bool:
         return "True or False"
+    if kind is str:
+        return "a text"
+    if get_origin(kind) is tuple:
+        return f"some of {_range(get_args(kind)[0])}"
     [meta] = kind.__metadata__
     bounds = {"at least": meta.ge, "above": meta.gt, "at most": meta.le, "below": meta.lt}
     words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
@@ -114,6 +121,8 @@ class _Settings:
             value = getattr(self, name)
             if hasattr(value, "item"):
                 object.__setattr__(self, name, value := value.item())
+            if isinstance(value, list | range):
+                object.__setattr__(self, name, value := tuple(value))
             if not _fits(value, kind):
                 wrong.append(f"{option(name)} must be {_range(kind)}, not {value!r}")
         if wrong:
@@ -136,7 +145,10 @@ class PruneSettings(_Settings):
     """How to prune. Every field is an option of ``spap prune`` and a key of its TOML file.
 
     Attributes:
-        sparsity: Fraction of the MLP channels to remove from every layer, between 0 and 1.
+        sparsity: Fraction of the MLP channels to remove from every layer. By default 0.3, or 0 with drop_blocks.
+        target: Size or speed to reach: 0.8 (of the parameters), params=100M, bytes=200MB, speed=1.3x or
+            speed=1.3x@prefill. By default none.
+        drop_blocks: Numbers of whole blocks to remove, from 1 to the last but one. By default none.
         attention_sparsity: Fraction of the key/value heads to remove, with their query heads. Not for OPT and OLMo 2.
         allocation: "uniform": one width for all layers. "global": a width for each layer, which only SPAP-JAX loads.
         round_to: Keep a multiple of this number of channels. By default 64 for MLPs of 8192 or more, 8 from 1024 on.
@@ -154,7 +166,9 @@ class PruneSettings(_Settings):
         batch_tokens: Tokens that pass through a block at once; fewer need less memory.
     """
 
-    sparsity: ProperFraction = 0.3
+    sparsity: Fraction | None = None
+    target: str | None = None
+    drop_blocks: tuple[Count, ...] = ()
     attention_sparsity: Fraction = 0.0
     allocation: Allocation = "uniform"
     round_to: Count | None = None
@@ -169,6 +183,12 @@ class PruneSettings(_Settings):
     joint_text_weight: Share = 0.0
     joint_last: Count | None = None
     batch_tokens: Count = 4096
+
+    @property
+    def channel_sparsity(self) -> float:
+        """The sparsity, or its default."""
+        default = 0.0 if self.drop_blocks else SPARSITY  # not yet decided where there is a target
+        return default if self.sparsity is None else self.sparsity
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def test_a_truth_value_is_no_number(kind: type, name: str):
         ("joint_passes", (None, 0, 0.5), (-0.1, math.inf, math.nan)),
         ("joint_text_weight", (0, 1), (-0.1, 1.1, math.nan, None)),
         ("held_out", (0, 0.9), (-0.1, 1, math.nan)),
-        ("sparsity", (0.01, 0.99), (0, 1, math.nan, "0.3")),
+        ("sparsity", (0, 0.99), (-0.1, 1, math.nan, "0.3")),
         ("effort", ("low",), ("best", None)),
     ],
 )

@@ -76,6 +76,12 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
     theirs, family = json.loads(source.config_text), FAMILIES[config.family]
     before = family.read_config(theirs)
     changes: dict[str, Any] = {family.width_field: config.intermediate}
+    if before.layers != config.layers:
+        changes |= {family.fields["layers"].name: config.layers}
+        if isinstance(types := theirs.get("layer_types"), list):
+            changes |= {"layer_types": types[: config.layers]}  # all alike, where the family does not say otherwise
+        if config.layer_kinds:
+            changes |= family.kind_fields(config.layer_kinds)
     if config.widths or WIDTHS_FIELD in theirs:
         changes |= {WIDTHS_FIELD: config.widths and list(config.widths)}
     if before.mlp_bias != config.mlp_bias:

@@ -27,8 +27,8 @@ from spap_jax.cli.write import write
 from spap_jax.errors import UserError
 
 BASIC: Mapping[str, Sequence[str]] = {
-    "plan": ("mesh", "model_devices", "sparsity", "effort", "sequences", "sequence_length", "round_to", "json"),
-    "prune": ("data", "output", "sparsity", "eval", "effort", "sequences", "sequence_length", "round_to", "overwrite"),
+    "plan": ("mesh", "model_devices", "sparsity", "target", "effort", "sequences", "sequence_length", "json"),
+    "prune": ("data", "output", "sparsity", "target", "eval", "effort", "sequences", "sequence_length", "overwrite"),
     "write": ("output", "data", "first_words", "prompts", "sequences", "length"),
     "finetune": (
         "data", "output", "teacher", "eval", "steps", "learning_rate", "sequences", "sequence_length", "full",
@@ -42,7 +42,7 @@ BASIC: Mapping[str, Sequence[str]] = {
 
 FURTHER: Mapping[str, Sequence[str]] = {
     "Data and seed": ("bos", "held_out", "temperature", "seed"),
-    "Choosing channels": ("attention_sparsity", "allocation", "method", "schedule"),
+    "Choosing channels": ("attention_sparsity", "drop_blocks", "round_to", "allocation", "method", "schedule"),
     "Recovering weights": ("update", "rounds", "joint_passes", "joint_text_weight", "joint_last"),
     "Training": ("lora_rank", "lora_alpha", "weight_decay", "step_sequences", "check_every"),
     "Output and resuming": ("dtype", "resume"),

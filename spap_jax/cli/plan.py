@@ -8,10 +8,12 @@ from cyclopts import Parameter
 
 from spap_jax.cli import console
 from spap_jax.cli.options import Count, ModelName
+from spap_jax.cli.prune import BlocksOption
 from spap_jax.quantities import bytes_text, duration_text
 from spap_jax.settings import PruneSettings
 
 if TYPE_CHECKING:
+    from spap_jax.models import DecoderConfig
     from spap_jax.planning.accelerators import Mesh
     from spap_jax.planning.plan import Plan
 
@@ -25,7 +27,8 @@ def plan(
     sequences: Count = 128,
     sequence_length: Count | None = None,
     json: Path | None = None,
-    settings: Annotated[PruneSettings, Parameter(name="*")] = PruneSettings(),  # noqa: B008 (frozen)
+    drop_blocks: BlocksOption = (),
+    settings: Annotated[PruneSettings, Parameter(name="*", parse="^(?!drop_blocks$)")] = PruneSettings(),  # noqa: B008
 ) -> None:
     """Show what pruning a model needs, and whether it fits, before any device is rented or any weight is downloaded.
 
@@ -46,6 +49,7 @@ def plan(
         sequences: Number of calibration sequences.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         json: JSON file to which the results are written as well.
+        drop_blocks: Numbers of whole blocks to remove, as in 17,20. By default none.
         settings: How to prune, as in spap prune.
     """
     import jax.numpy as jnp
@@ -58,6 +62,7 @@ def plan(
     from spap_jax.planning.absent import use_absent_mesh
     from spap_jax.planning.accelerators import mesh_named
     from spap_jax.planning.plan import USABLE, plan, room_here
+    from spap_jax.pruning.dial import reached
     from spap_jax.storage.location import public_name
 
     check_json_place(json)
@@ -68,6 +73,10 @@ def plan(
     def watch(program: str) -> None:
         console.err.print(f"compiling {program} ...")
 
+    shapes = [*reached(config, settings.replace(drop_blocks=drop_blocks), weight_bytes)]
+    if settings.target:
+        _print_shapes(config, settings.target, shapes)
+    settings = shapes[0]
     shape = sequences, chosen_length(sequence_length, config)
     with use_absent_mesh(named, model_devices) if named else use_mesh(None, model_devices):
         room = USABLE * named.accelerator.memory if named else room_here()
@@ -79,6 +88,21 @@ def plan(
         programs = {name: each._asdict() for name, each in planned.programs.items()}
         sizes = {"room": planned.room, "result": planned.result, "unfinished": planned.unfinished}
         write_json(json, "spap plan", about | {"fits": planned.fits} | sizes | {"programs": programs})
+
+
+def _print_shapes(config: "DecoderConfig", target: str, shapes: list[PruneSettings]) -> None:
+    """Prints what reaches a target; the plan is that of the first."""
+    from spap_jax.models import FAMILIES, cost
+    from spap_jax.pruning.run import pruned_config
+
+    rows = []
+    for pruned in (pruned_config(config, shape) for shape in shapes):
+        total = cost.parameters(FAMILIES[config.family], pruned).total
+        rows.append(
+            (f"{pruned.layers} of {config.layers}", f"{pruned.intermediate} of {config.intermediate}", f"{total:,}")
+        )
+    title = f"what reaches {target}; spap prune measures which is best, and this plan is for the first"
+    console.table(title, ("blocks", "channels", "parameters"), rows)
 
 
 def _print(model: str, shape: tuple[int, int], planned: "Plan", mesh: "Mesh | None") -> None:

@@ -33,12 +33,19 @@ def fractions(_: Any, tokens: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(word) for token in tokens for word in token.value.split(","))
 
 
-SparsityOption = Annotated[
-    tuple[float, ...],
-    Parameter(converter=fractions, negative="", show_default=lambda found: ",".join(map(str, found))),
-]
-OTHERS = Parameter(name="*", parse="^(?!sparsity$)")
-"""Makes an option of every field of PruneSettings except the sparsity, which has its own option."""
+def whole_numbers(_: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
+    """Parses whole numbers separated by commas.
+
+    Raises:
+        ValueError: one of them is not a whole number.
+    """
+    return tuple(int(word) for token in tokens for word in token.value.split(","))
+
+
+SparsityOption = Annotated[tuple[float, ...], Parameter(converter=fractions, negative="", show_default=False)]
+BlocksOption = Annotated[tuple[int, ...], Parameter(converter=whole_numbers, negative="", show_default=False)]
+OTHERS = Parameter(name="*", parse="^(?!sparsity$|drop_blocks$)")
+"""Makes an option of every field of PruneSettings except those with an option of their own."""
 
 
 def prune(
@@ -47,7 +54,8 @@ def prune(
     *,
     data: Data = OWN,
     output: OutputPath,
-    sparsity: SparsityOption = (PruneSettings.sparsity,),
+    sparsity: SparsityOption = (),
+    drop_blocks: BlocksOption = (),
     sequences: Count = 128,
     sequence_length: Count | None = None,
     bos: Bos = None,
@@ -78,7 +86,9 @@ def prune(
         data: Calibration text: own (written by the model itself), wikitext2, c4, a data set of the hub, a .txt, .jsonl,
             .parquet or .npy file, or a mixture: own:0.5,c4:0.5.
         output: Folder or address (gs://bucket/pruned) to write. It is either complete or absent.
-        sparsity: Fraction of the MLP channels to remove; several, as in 0.1,0.2, make OUTPUT/sparsity-0.1 and so on.
+        sparsity: Fraction of the MLP channels to remove, by default 0.3, or 0 with --drop-blocks; several, as in
+            0.1,0.2, make OUTPUT/sparsity-0.1 and so on.
+        drop_blocks: Numbers of whole blocks to remove, as in 17,20; --target finds them itself. By default none.
         eval: Text on which to measure perplexity before and after pruning; the same kinds as --data.
         sequences: Number of calibration sequences, drawn at random.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048, or
@@ -101,12 +111,14 @@ def prune(
     from spap_jax.cli.stopping import stopping
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.processes import barrier, is_leader
-    from spap_jax.planning.plan import run_that_fits
     from spap_jax.progress import PruningProgress
+    from spap_jax.pruning.dial import reached
     from spap_jax.pruning.run import Dense, pruned_config, warn_of_settings
     from spap_jax.pruning.widths import check_allocation
 
-    wanted = outputs(output, sparsity, settings)
+    if settings.target and (sparsity or drop_blocks):
+        raise UserError("--target finds the blocks and the sparsity itself: leave out --sparsity and --drop-blocks.")
+    wanted = outputs(output, sparsity, settings.replace(drop_blocks=drop_blocks))
     for one in wanted:
         checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), resume=resume)
     with stopping() as before_end:
@@ -117,13 +129,14 @@ def prune(
         with console.waiting(f"reading {model}"):
             reader = _reader_of(model)
         barrier()  # one process may have had to download it
-        configs = [pruned_config(reader.config, one.settings) for one in wanted]
+        abouts = [next(reached(reader.config, one.settings, _weight_bytes(reader, dtype))) for one in wanted]
+        configs = [pruned_config(reader.config, about) for about in abouts]
         _check_different(wanted, configs)
-        for one, config in zip(wanted, configs, strict=True):
+        for one, about, config in zip(wanted, abouts, configs, strict=True):
             checkpoint.check_describable(reader.source, config)
             _check_room(one, reader, config)
-            check_allocation(reader.config, one.settings, model_devices)
-            warn_of_settings(reader.config, one.settings)
+            check_allocation(reader.config, about, model_devices)
+            warn_of_settings(reader.config, about)
         if data == OWN:
             sequence_length = sequence_length or min(LENGTH, reader.config.positions)
         length = chosen_length(sequence_length, reader.config)
@@ -136,7 +149,7 @@ def prune(
             tokens, judged = read_texts(
                 data, eval, reader.source, reader.config, sequences, sequence_length, bos, settings.seed, jointly
             )
-            all_read = eval or settings.allocation == "global"
+            all_read = eval or settings.target or settings.allocation == "global"
             if is_leader() and not (reader.at_address or all_read):
                 with console.counting() as watch:
                     reader.check_finite(lambda seen, total: watch("weights checked", seen, total))
@@ -144,11 +157,10 @@ def prune(
             dense = Dense(reader.config, reader.outer(), reader.layer)
             command = Command(reader, dense, tokens, judged, dtype, overwrite, resume)
             with contextlib.ExitStack() as opened:  # before any work, since another run may have begun a later output
-                outer = dense.outer
-                runs = [run_that_fits(reader.config, tokens, one.settings, outer, dtype) for one in wanted]
-                stores = [opened.enter_context(_store_of(*each, command)) for each in zip(wanted, runs, strict=True)]
+                stores = [opened.enter_context(_store_of(*each, command)) for each in zip(wanted, configs, strict=True)]
+                runs = [_run_of(*each, command) for each in zip(wanted, abouts, stores, strict=True)]
                 steps, windows = runs[0].joint.steps if runs[0].joint else 0, len(judged.tokens) if judged else 0
-                progress = PruningProgress(reader.config.layers, steps, windows, len(wanted), console.err)
+                progress = PruningProgress(runs[0].pruned.layers, steps, windows, len(wanted), console.err)
                 before = _before(reader, judged, progress)
                 for number, (one, run, store) in enumerate(zip(wanted, runs, stores, strict=True)):
                     if len(wanted) > 1:
@@ -194,7 +206,7 @@ def outputs(output: str, sparsities: Sequence[float], settings: PruneSettings) -
         UserError: a sparsity is out of range, or the output has no name.
     """
     check_name(output)
-    chosen = [settings.replace(sparsity=sparsity) for sparsity in sparsities]
+    chosen = [settings.replace(sparsity=sparsity) for sparsity in sparsities or (None,)]
     if len(chosen) == 1:
         return [PruneRun(output, chosen[0])]
     return [PruneRun(f"{output.rstrip('/')}/sparsity-{each.sparsity}", each) for each in chosen]
@@ -248,7 +260,49 @@ def _before(reader: "checkpoint.Reader", judged: "TokenBlocks | None", progress:
     return found
 
 
-def _store_of(one: PruneRun, run: "Run", command: Command) -> "FolderStore":
+def _weight_bytes(reader: "checkpoint.Reader", dtype: str | None) -> float:
+    """Bytes of a weight of the output, on average."""
+    from spap_jax.checkpoint.tensors import DTYPES
+    from spap_jax.models import cost
+
+    return DTYPES[dtype].itemsize if dtype else reader.bytes / cost.parameters(reader.family, reader.config).total
+
+
+def _run_of(one: PruneRun, about: PruneSettings, store: "FolderStore", command: Command) -> "Run":
+    """Resolves a run; what has to be measured for it, the blocks and widths that stay, is decided once and stored."""
+    import dataclasses
+
+    from spap_jax.planning.plan import run_that_fits
+    from spap_jax.pruning.dial import decide
+    from spap_jax.pruning.widths import choose_widths
+
+    def fitting(settings: PruneSettings) -> "Run":
+        return run_that_fits(dense.config, command.tokens, settings, dense.outer, command.dtype)
+
+    dense, settings = command.dense, one.settings
+    chooses_widths = settings.allocation == "global"
+    if store.finished or not (settings.target or chooses_widths):
+        return fitting(about)
+    decided = store.decided
+    if decided is None:
+        if settings.target:
+            console.err.print(f"looking for the best way to {settings.target} ...")
+            about = decide(
+                dense, command.tokens, settings, _weight_bytes(command.reader, command.dtype), console.err.print
+            )
+        decided = {"sparsity": about.sparsity, "drop_blocks": about.drop_blocks}
+        if chooses_widths:
+            with console.waiting("choosing a width for each layer"):
+                decided["widths"] = choose_widths(fitting(about), dense)
+        store.decide(decided)
+    run = fitting(settings.replace(sparsity=decided["sparsity"], drop_blocks=decided["drop_blocks"]))
+    if chooses_widths:
+        run = dataclasses.replace(run, pruned=run.pruned.with_widths(tuple(decided["widths"])))
+    store.config = run.pruned
+    return run
+
+
+def _store_of(one: PruneRun, config: "DecoderConfig", command: Command) -> "FolderStore":
     """Opens the store of a run."""
     from spap_jax.checkpoint.store import FolderStore
     from spap_jax.pruning.identity import prune_identity
@@ -257,7 +311,7 @@ def _store_of(one: PruneRun, run: "Run", command: Command) -> "FolderStore":
     return FolderStore(
         one.output,
         prune_identity(reader.fingerprint(), command.tokens, command.judged, command.dtype, one.settings),
-        run.pruned,
+        config,
         reader.source,
         reader.dtypes,
         dtype=command.dtype,
@@ -283,7 +337,6 @@ def _make(
     from spap_jax.cli.resume_messages import telling
     from spap_jax.pruning.prune import prune
     from spap_jax.pruning.prune_report import new_report
-    from spap_jax.pruning.widths import choose_widths
     from spap_jax.report.card import pruned_files
     from spap_jax.report.schema import Change, Extras, Perplexities
 
@@ -293,19 +346,11 @@ def _make(
 
     def amount(blocks: int, checks: int) -> str:
         if not checks:
-            return f"{blocks} of {run.config.layers} layers are done"
+            return f"{blocks} of {run.pruned.layers} layers are done"
         parts = run.joint.checks if run.joint else 0
-        return f"all {run.config.layers} layers are done, and {checks - 1} of {parts} parts of the joint steps"
+        return f"all {run.pruned.layers} layers are done, and {checks - 1} of {parts} parts of the joint steps"
 
     with telling(store, before_end, amount):
-        if one.settings.allocation == "global":
-            widths = store.decided
-            if widths is None:
-                with console.waiting("choosing a width for each layer"):
-                    widths = choose_widths(run, command.dense)
-                store.decide(widths)
-            store.config = run.pruned.with_widths(tuple(widths))
-            run = dataclasses.replace(run, pruned=store.config)
         store.outer(command.dense.outer)
         with contextlib.closing(progress):
             reports = prune(run, command.dense, store, progress.report, progress.step)
@@ -331,7 +376,7 @@ def _after(run: "Run", store: "FolderStore", command: Command, progress: "Prunin
 
     if command.judged is None:
         return None
-    layers = stack_layers([store.layer(index) for index in range(run.config.layers)])
+    layers = stack_layers([store.layer(index) for index in range(run.pruned.layers)])
     params = in_dtype(run, shard_params(run.pruned, command.dense.outer | {"layers": layers}))
     return perplexity_of(
         Model(run.pruned, params, command.reader.source), command.judged, "after pruning", progress.measured

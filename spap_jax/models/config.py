@@ -146,11 +146,15 @@ class DecoderConfig:
             self, attention_kinds=(self.attention_kinds[self.layer_kinds[index]],), layer_kinds=None
         )
 
-    def last(self, layers: int) -> "DecoderConfig":
-        """Returns the config of the last ``layers`` blocks alone, stacked as wide as among all of them."""
+    def of_blocks(self, numbers: Sequence[int]) -> "DecoderConfig":
+        """Returns the config of some blocks alone, stacked as wide as among all of them."""
         by_layer = {name: getattr(self, name) for name in ("layer_kinds", "widths")}
-        own = {name: None if values is None else values[self.layers - layers :] for name, values in by_layer.items()}
-        return dataclasses.replace(self, layers=layers, **own)
+        own = {name: values and tuple(values[number] for number in numbers) for name, values in by_layer.items()}
+        return dataclasses.replace(self, layers=len(numbers), **own)
+
+    def last(self, layers: int) -> "DecoderConfig":
+        """Returns the config of the last ``layers`` blocks alone; see `of_blocks`."""
+        return self.of_blocks(range(self.layers - layers, self.layers))
 
     def with_kv_heads(self, kv_heads: int) -> "DecoderConfig":
         """Returns the same config with another number of key/value heads and as many query heads per key/value head."""

@@ -48,6 +48,7 @@ class Family:
         rules: Every tensor that a model of the family may have; the config decides which of them exist.
         attention_kinds: Computes ``attention_kinds`` and ``layer_kinds`` from config.json and the fields read from it;
             by default one rotary embedding, and one window if there is such a field.
+        kind_fields: Computes the fields of config.json that say the kind of each block, from ``layer_kinds``.
         derived: Computes additional or changed fields from those read.
         accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
         inert: Fields specific to this family that never change what a forward pass computes.
@@ -63,6 +64,7 @@ class Family:
     attention_kinds: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda theirs, read: {
         "attention_kinds": (AttentionKind(read_rope(theirs), read.get("window")),)
     }
+    kind_fields: Callable[[tuple[int, ...]], dict[str, Any]] = lambda kinds: {}
     derived: Callable[[dict[str, Any]], dict[str, Any]] = lambda read: {}
     accepted: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
     inert: frozenset[str] = frozenset()

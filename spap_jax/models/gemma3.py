@@ -70,6 +70,7 @@ GEMMA3 = Family(
     | {"norms": ("input", "output"), "norm_shift": 1.0, "query_key_norm": "head"},
     derived=derived,
     attention_kinds=attention_kinds,
+    kind_fields=lambda kinds: {"layer_types": [TYPES[kind] for kind in kinds]},
     rules=(
         *(rule for rule in RULES if rule.ours != "layers/mlp_norm/scale"),
         *QUERY_KEY_NORMS,

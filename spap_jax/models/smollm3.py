@@ -36,6 +36,7 @@ SMOLLM3 = Family(
     constants=CONSTANTS,
     rules=RULES,
     attention_kinds=attention_kinds,
+    kind_fields=lambda kinds: {"no_rope_layers": list(kinds)},
     inert=frozenset({"sliding_window"}),
     accepted={"use_sliding_window": not_true, "no_rope_layers": lambda _: True},
 )

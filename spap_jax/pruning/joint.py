@@ -52,11 +52,11 @@ def _judged(run: Run, pair: streams.Pair) -> streams.Streams:
     return pair[1] if run.held_out.real else pair[0]
 
 
-def with_block(run: Run, tail: Params | None, index: int, params: Params) -> Params:
-    """Adds a block to the stack [g, ...] of those that joint steps change, which is updated in place."""
+def with_block(run: Run, tail: Params | None, number: int, params: Params) -> Params:
+    """Adds a pruned block to the stack [g, ...] of those that joint steps change, which is updated in place."""
     if tail is None:
         tail = zeros_for_blocks(run.tail, params, fully_sharded_spec)
-    return set_layer(tail, index - run.first_joint, params)
+    return set_layer(tail, number - run.first_joint, params)
 
 
 def check_without_steps(run: Run, outer: Params, pair: streams.Pair) -> Check:

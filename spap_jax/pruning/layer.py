@@ -27,7 +27,7 @@ from spap_jax.solver.problem import equilibrate, refit, scaled
 
 def choose(run: Run, index: int, seen: Moments) -> Choice:
     """Chooses the channels of a layer that are kept."""
-    keep, key = run.pruned.of_layer(index).intermediate, run.key("choice", index)
+    keep, key = run.narrow(index).intermediate, run.key("choice", index)
     return mesh.replicate(choose_channels(seen, key, keep, run.settings.method, run.ridge))
 
 
@@ -42,7 +42,7 @@ def choose_channels(seen: Moments, key: jax.Array, keep: int, method: str, ridge
 
 def update(run: Run, index: int, layer: Params, seen: Moments, choice: Choice) -> list[Weights]:
     """Returns the dense weights of the chosen channels, and, unless the update is "none", those after it."""
-    stages = [_dense_weights(run.pruned.of_layer(index), layer["mlp"], choice.kept)]
+    stages = [_dense_weights(run.narrow(index), layer["mlp"], choice.kept)]
     if run.update in ("refit", "alternate"):
         stages.append(refit_weights(seen, choice.ridge, choice.kept, stages[0]))
     elif run.update == "bias":
@@ -109,7 +109,7 @@ def alternate(
         tokens: The fitted and the held-out tokens; the latter may be none.
     """
     assert run.rounds
-    configs = run.fewer_heads.of_layer(index), run.pruned.of_layer(index)
+    configs = run.fewer_heads.of_layer(index), run.narrow(index)
     return _recover(configs, run.correction, run.rounds, layer, start, errors, tokens, ridge, run.key("rounds", index))
 
 
@@ -139,7 +139,7 @@ def hidden_channels(config: DecoderConfig, layer: Params, inner: alternating.Inn
 
 def with_mlp(run: Run, index: int, layer: Params, weights: Weights) -> Params:
     """Returns a block's parameters with the recovered MLP, as wide as the widest of the pruned model."""
-    mlp = _to_mlp(run.pruned.of_layer(index), run.pruned.intermediate, weights, layer["mlp"])
+    mlp = _to_mlp(run.narrow(index), run.pruned.intermediate, weights, layer["mlp"])
     return in_dtype(run, layer | {"mlp": mlp})
 
 

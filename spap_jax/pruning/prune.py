@@ -117,21 +117,26 @@ def prune(
     ahead, clock = Ahead(run, dense), PhaseClock()
     for index, params in dense.blocks():
         clock.lap("reading", params)
-        if index == run.first_joint > 0:
+        if index not in run.blocks:
+            pair = streams.both(streams.pass_dropped, run.config.of_layer(index), params, pair)
+            clock.lap("streams", pair)
+            continue
+        number = run.blocks.index(index)
+        if number == run.first_joint > 0:
             entering = joint.entering(run, pair)
-        block = store.block(index)
+        block = store.block(number)
         if block is None:
             choice = ahead.choice(index, pair[0], clock.lap)
             small, layer_report, pair = prune_block(run, index, params, pair, choice, reports, clock)
-            store.put(index, small, dataclasses.asdict(layer_report))
+            store.put(number, small, dataclasses.asdict(layer_report))
         else:
             small, layer_report = shard_params(run.pruned, block.params), converted(block.report, LayerReport)
             pair = _past_attention(run, index, params, small, pair)
         clock = PhaseClock()
         pair = streams.both(streams.leave_mlp, run.pruned, small, pair)
         clock.lap("streams", pair)
-        if index >= run.first_joint:
-            tail = joint.with_block(run, tail, index, small)
+        if number >= run.first_joint:
+            tail = joint.with_block(run, tail, number, small)
         reports.append(layer_report)
         report(layer_report, block is None)
         del params, small, block

@@ -129,8 +129,17 @@ class Run:
 
     @property
     def first_joint(self) -> int:
-        """Number of the first block that joint steps change; L without such steps."""
-        return self.config.layers - (self.tail.layers if self.joint else 0)
+        """Number of the first pruned block that joint steps change; that of blocks without such steps."""
+        return self.pruned.layers - (self.tail.layers if self.joint else 0)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of the dense blocks that stay, in the order of the pruned ones."""
+        return kept_blocks(self.config, self.settings)
+
+    def narrow(self, index: int) -> DecoderConfig:
+        """The pruned decoder's config for the block that stays of the dense block ``index``."""
+        return self.pruned.of_layer(self.blocks.index(index))
 
     @property
     def fewer_heads(self) -> DecoderConfig:
@@ -164,10 +173,11 @@ def resolve(
     count, length = ids_of(tokens).shape
     effort, update = EFFORTS[settings.effort], update_used(settings)
     pruned = pruned_config(config, settings)
-    last = min(settings.joint_last or effort.last or config.layers, config.layers)
+    last = min(settings.joint_last or effort.last or pruned.layers, pruned.layers)
     steps = max(1, round(effort.round_passes * count * length / _STEP_TOKENS))
     rounds = RoundSchedule(settings.rounds, steps, min(_STEP_TOKENS, count * length), _STEP_RATE)
     settings = settings.replace(
+        sparsity=settings.channel_sparsity,
         round_to=multiple_of(settings, config.intermediate),
         joint_passes=_passes(config, settings, count * length),
         joint_last=last,
@@ -179,7 +189,7 @@ def resolve(
         ridge=_RIDGE.get(update, 1e-4),
         correction=_CORRECTION.get(update, 1.0),
         rounds=rounds if update == "alternate" and settings.rounds else None,
-        joint=_joint_schedule(config, settings, reading, held_out.real or fitted.real, length) if reading else None,
+        joint=_joint_schedule(pruned, settings, reading, held_out.real or fitted.real, length) if reading else None,
         dtype=dtype,
     )  # fmt: skip
 
@@ -237,25 +247,43 @@ def _joint_schedule(
     return StepSchedule(steps, rate, batch, -(-steps // checks), settings.batch_tokens, (settings.seed, 0))
 
 
+def kept_blocks(config: DecoderConfig, settings: PruneSettings) -> list[int]:
+    """Returns the numbers of the blocks that stay.
+
+    Raises:
+        UserError: a block that is to be dropped is not there, or is the first or the last one.
+    """
+    numbers = range(1, config.layers - 1)
+    if wrong := [number for number in settings.drop_blocks if number not in numbers]:
+        raise UserError(
+            f"{option('drop_blocks')} names block {wrong[0]}: blocks are counted from 0, and the first and the last "
+            f"one of {config.layers} stay, so name some from 1 to {config.layers - 2}."
+        )
+    return [number for number in range(config.layers) if number not in settings.drop_blocks]
+
+
 def multiple_of(settings: PruneSettings, channels: int) -> int:
     """Returns what the kept width of an MLP is a multiple of."""
     return settings.round_to or next((multiple for least, multiple in _MULTIPLES if channels >= least), 1)
 
 
 def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConfig:
-    """Returns the config of the decoder pruned from ``config``: narrower, and with biases if the update adds them.
+    """Returns the config of the decoder pruned from ``config``: fewer blocks, narrower, biases if the update adds them.
 
     Every layer loses the same fraction of its channels, as in the allocation "uniform"; "global" starts from it.
 
     Raises:
-        UserError: rounding leaves nothing to remove, or no stock loader would accept the number of heads.
+        UserError: nothing is removed, also by rounding, or no stock loader would accept the number of heads.
     """
-    multiple = multiple_of(settings, config.intermediate)
-    keep = [reduce.kept_width(width, settings.sparsity, multiple) for width in config.layer_widths]
-    for kept, width in zip(keep, config.layer_widths, strict=True):
-        if kept == width:
+    multiple, sparsity = multiple_of(settings, config.intermediate), settings.channel_sparsity
+    pruned = config.of_blocks(kept_blocks(config, settings))
+    keep = [reduce.kept_width(width, sparsity, multiple) if sparsity else width for width in pruned.layer_widths]
+    if not (sparsity or settings.attention_sparsity or settings.drop_blocks):
+        raise UserError(f"nothing to remove: give a {option('sparsity')} above 0.")
+    for kept, width in zip(keep, pruned.layer_widths, strict=True):
+        if sparsity and kept == width:
             raise UserError(
-                f"nothing to remove: {option('sparsity', settings.sparsity)} of {width} channels, rounded to a "
+                f"nothing to remove: {option('sparsity', sparsity)} of {width} channels, rounded to a "
                 f"multiple of {multiple}, keeps all of them; raise {option('sparsity')} or lower "
                 f"{option('round_to')}."
             )
@@ -265,15 +293,23 @@ def pruned_config(config: DecoderConfig, settings: PruneSettings) -> DecoderConf
             "the update 'bias' adds a constant to the MLP's output, and the norm that follows it in this model divides "
             f"by another number for every token: use {option('update', 'none')} or {option('update', 'refit')}."
         )
-    pruned = dataclasses.replace(config.with_widths(keep), mlp_bias=config.mlp_bias or added)
+    pruned = dataclasses.replace(pruned.with_widths(keep), mlp_bias=config.mlp_bias or added)
     return pruned.with_kv_heads(_kept_kv_heads(config, settings.attention_sparsity))
 
 
 def sparsities(config: DecoderConfig, pruned: DecoderConfig, settings: PruneSettings) -> Sparsities:
-    """Computes the fractions that pruning ``config`` to ``pruned`` removes; widths and heads are rounded."""
-    channels = 1 - sum(pruned.layer_widths) / sum(config.layer_widths)
+    """Computes the fractions that pruning ``config`` to ``pruned`` removes; widths and heads are rounded.
+
+    Channels and heads are counted in the blocks that stay.
+    """
+    stay = config.of_blocks(kept_blocks(config, settings))
+    channels = 1 - sum(pruned.layer_widths) / sum(stay.layer_widths)
     heads = 1 - pruned.kv_heads / config.kv_heads
-    return Sparsities(Sparsity(settings.sparsity, channels), Sparsity(settings.attention_sparsity, heads))
+    return Sparsities(
+        Sparsity(settings.channel_sparsity, channels),
+        Sparsity(settings.attention_sparsity, heads),
+        config.layers - pruned.layers,
+    )
 
 
 def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Collection[str] | None = None) -> None:
@@ -283,15 +319,16 @@ def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Coll
     """
     pruned = pruned_config(config, settings)
     found = sparsities(config, pruned, settings)
+    sparsity = settings.channel_sparsity
     stay = f"{pruned.intermediate} of {config.intermediate} stay in a layer"
     if found.channels.missed:
         warn(
-            f"sparsity {settings.sparsity} removes {percent_text(found.channels.achieved)} of the MLP channels: "
+            f"sparsity {sparsity} removes {percent_text(found.channels.achieved)} of the MLP channels: "
             f"{stay}, rounded to a multiple of {multiple_of(settings, config.intermediate)}."
         )
     if found.channels.achieved > _NEARLY_ALL:
         warn(
-            f"sparsity {settings.sparsity} removes nearly all MLP channels ({stay}): little of what the model can do "
+            f"sparsity {sparsity} removes nearly all MLP channels ({stay}): little of what the model can do "
             "is left, so choose a lower one unless that is what you want to see."
         )
     if found.heads.missed:

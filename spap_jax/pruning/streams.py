@@ -141,6 +141,12 @@ def leave_mlp(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
     return chunk._replace(dense=dense, pruned=pruned)
 
 
+@_program
+def pass_dropped(config: DecoderConfig, layer: Params, chunk: Streams) -> Streams:
+    """Advances the dense stream past a block that is dropped; the pruned stream stays."""
+    return chunk._replace(dense=decoder.block(config, layer, chunk.dense, *causal(chunk.dense)))
+
+
 def fitting_tokens(streams: Streams) -> Tokens:
     """Returns the inputs and targets for fitting the next half of a block: attention, or the MLP after attention.
 

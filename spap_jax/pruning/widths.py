@@ -13,12 +13,12 @@ from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.numerics import full_precision
 from spap_jax.parallel import mesh
-from spap_jax.parallel.placement import param_spec, shard_params, zeros_for_blocks
+from spap_jax.parallel.placement import shard_params
 from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.predictions import advance, divergence, set_layer, take_layer
+from spap_jax.pruning.predictions import advance, divergence, stacked_blocks, take_layer
 from spap_jax.pruning.run import Dense, Run, multiple_of, pruned_config
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
@@ -105,10 +105,8 @@ def _apart(config: DecoderConfig, settings: PruneSettings) -> int:
 def _losses(run: Run, dense: Dense, widths: Widths) -> np.ndarray:
     """Measures the divergence of the dense model with a single layer at each width: [L, W] nats per token."""
     config, settings = run.config, run.settings
-    outer, blocks = shard_params(config, {name: dense.outer[name] for name in ("embed", "head")}), None
-    for index, layer in dense.blocks():
-        blocks = set_layer(zeros_for_blocks(config, layer, param_spec) if blocks is None else blocks, index, layer)
-    assert blocks is not None
+    outer = shard_params(config, {name: dense.outer[name] for name in ("embed", "head")})
+    blocks = stacked_blocks(dense)
     most = max(1, settings.batch_tokens // run.fitted.tokens.shape[-1])
     judged = run.held_out if run.held_out.real else chunked(run.fitted.rows[:most], most)
     compared = streams.start(config, outer, judged)

@@ -179,6 +179,7 @@ class PrunedModel:
 
     Attributes:
         name: Its name as given by the user, without a path.
+        layers: Number of blocks before.
         intermediate: MLP channels of the widest layer.
     """
 
@@ -192,6 +193,11 @@ class PrunedModel:
     mlp_bias: Biases
     parameters: Change
     mlp_parameters: Change
+
+    @property
+    def blocks(self) -> Change:
+        """Number of blocks before and after."""
+        return Change(self.layers, len(self.widths.after))
 
 
 @dataclass(frozen=True)
@@ -222,16 +228,19 @@ class Sparsity:
 
 @dataclass(frozen=True)
 class Sparsities:
-    """Sparsity of the MLP channels, over all layers, and of the attention heads."""
+    """Sparsity of the MLP channels and of the attention heads in the blocks that stay, and how many blocks do not."""
 
     channels: Sparsity
     heads: Sparsity
+    blocks: Count = 0
 
     @property
     def words(self) -> str:
-        """What is removed, in words; heads are omitted if all are kept."""
-        heads = f" and {self.heads.of('the attention heads')}" if self.heads.achieved else ""
-        return self.channels.of("the MLP channels") + heads
+        """What is removed, in words, without what is kept as a whole."""
+        parts = [f"{self.blocks} {'block' if self.blocks == 1 else 'blocks'}"] * bool(self.blocks)
+        parts += [self.channels.of("the MLP channels")] * (self.channels.achieved > 0)
+        parts += [self.heads.of("the attention heads")] * (self.heads.achieved > 0)
+        return " and ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -348,8 +357,10 @@ class PruneReport:
     @property
     def shape(self) -> str:
         """Says what the layers keep: "Every layer keeps 224 of 320 MLP channels"."""
-        model = self.model
+        model, blocks = self.model, self.model.blocks
         layers = "Every layer keeps" if self.one_width else "The layers keep"
+        if blocks.after < blocks.before:
+            layers = f"{blocks.after} of {blocks.before} blocks stay. {layers}"
         words = f"{layers} {range_text(model.widths.after)} of {range_text(model.widths.before)} MLP channels"
         if self.fewer_heads:
             words += f", {model.heads.after} of {model.heads.before} attention heads"
@@ -361,6 +372,8 @@ class PruneReport:
         """What was counted and measured, before and after, for tables."""
         model, extras = self.model, self.extras
         counts = {"parameters": model.parameters, "MLP parameters": model.mlp_parameters}
+        if model.blocks.after < model.blocks.before:
+            counts["blocks"] = model.blocks
         counts["MLP channels, all layers"] = model.widths.total
         if self.fewer_heads:
             counts |= {"attention heads of a layer": model.heads, "key/value heads of a layer": model.kv_heads}

@@ -114,7 +114,7 @@ def test_the_rest_of_a_model_is_its_blocks_one_after_the_other():
             mlp = {"mlp": other} if index == first else {}
             block = jax.tree.map(lambda a, index=index: a[index], layers) | mlp
             expected = decoder.block(model.config, block, expected, *streams.causal(expected))
-        found = predictions.rest(model.config, layers, first, other, x)
+        found = predictions.rest(model.config, layers, x, other, first)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 

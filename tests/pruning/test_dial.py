@@ -1,0 +1,153 @@
+"""Whole blocks that are dropped, and the dial that finds blocks and channels for a target."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hf_models import hf_model
+from pruning_cases import forward, random_tokens, tiny
+
+import spap_jax as spap
+from spap_jax.errors import UserError
+from spap_jax.models import cost
+from spap_jax.models.model import Model
+from spap_jax.pruning.dial import decide, dropped_first, reached, target_of
+from spap_jax.pruning.run import Dense, kept_blocks
+from spap_jax.settings import PruneSettings
+
+QUICK = PruneSettings(rounds=0, joint_passes=0, batch_tokens=64, held_out=0.25)
+
+
+def without(model: Model, numbers: list[int]) -> Model:
+    """The dense model of the blocks that stay."""
+    stay = [number for number in range(model.config.layers) if number not in numbers]
+    layers = jax.tree.map(lambda a: a[jnp.array(stay)], model.params["layers"])
+    return model.replace(config=model.config.of_blocks(stay), params=model.params | {"layers": layers})
+
+
+def parameters(model: Model) -> int:
+    return cost.parameters(model.family, model.config).total
+
+
+@pytest.mark.filterwarnings("ignore::spap_jax.errors.Notice")
+@pytest.mark.parametrize("variant", ["llama", "gemma3", "smollm3", "opt_125m_like"])
+def test_a_dropped_block_is_gone_and_transformers_computes_the_same(variant, tmp_path):
+    tokens, model = random_tokens(), spap.load(_saved(variant, tmp_path / "dense"))
+    pruned = spap.prune(model, tokens, settings=QUICK, drop_blocks=[1], update="none").model
+    expected = without(model, [1])
+    assert pruned.config == expected.config
+    np.testing.assert_allclose(spap.logits(pruned, tokens), spap.logits(expected, tokens), atol=1e-5)
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    spap.save(pruned, tmp_path / "pruned")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    with torch.no_grad():
+        found = theirs(torch.tensor(np.asarray(tokens[:2]))).logits.numpy()
+    np.testing.assert_allclose(found, spap.logits(pruned, tokens[:2]), atol=1e-4)
+
+
+def _saved(variant, folder):
+    hf_model(variant).save_pretrained(folder)
+    return folder
+
+
+def test_the_next_block_makes_up_for_one_that_is_dropped():
+    model, tokens = tiny("llama"), random_tokens(sequences=64)
+    losses = {
+        update: spap.prune(model, tokens, settings=QUICK, drop_blocks=[1], update=update).report.joint[-1].held_out
+        for update in ("none", "refit")
+    }
+    assert losses["refit"] < 0.9 * losses["none"]
+
+
+def test_blocks_that_cannot_be_dropped_are_refused():
+    for number in (0, 2, 7):
+        with pytest.raises(UserError, match="block"):
+            spap.prune(tiny("llama"), random_tokens(), drop_blocks=[number])
+
+
+def test_blocks_go_in_the_order_of_what_the_predictions_lose():
+    model, tokens = _deep(), random_tokens()
+    dense = Dense(model.config, model.params, lambda index: jax.tree.map(lambda a: a[index], model.params["layers"]))
+    order = [*dropped_first(dense, tokens, QUICK)]
+    target = jax.nn.log_softmax(forward(model.config, model.params, jnp.asarray(tokens), None))
+
+    def loss(gone: list[int]) -> float:
+        smaller = without(model, gone)
+        found = jax.nn.log_softmax(forward(smaller.config, smaller.params, jnp.asarray(tokens), None))
+        return float((jnp.exp(target) * (target - found)).sum(-1).mean())
+
+    first = min(range(1, 4), key=lambda number: loss([number]))
+    second = min({1, 2, 3} - {first}, key=lambda number: loss([first, number]))
+    assert order[:2] == [first, second]
+
+
+def _deep() -> Model:
+    """A model of five blocks that differ in how much they do."""
+    model = tiny("llama")
+    blocks = jnp.array([0, 1, 2, 1, 2])
+    layers = jax.tree.map(lambda a: a[blocks], model.params["layers"])
+    scale = jnp.array([1.0, 0.7, 0.2, 0.4, 1.0])
+    layers["mlp"]["down"] = layers["mlp"]["down"] * scale[:, None, None]
+    layers["attention"]["o"] = layers["attention"]["o"] * scale[:, None, None, None]
+    return model.replace(config=model.config.of_blocks([0, 1, 2, 1, 2]), params=model.params | {"layers": layers})
+
+
+@pytest.mark.parametrize(
+    ("text", "measure", "limit"),
+    [
+        ("0.8", lambda model: parameters(model), 0.8),
+        ("params={}", lambda model: parameters(model), 0.9),
+        ("bytes={}", lambda model: 4 * parameters(model), 0.85),
+        ("speed=1.2x@prefill", lambda m: cost.prefill_operations(m.family, m.config, 1, 512), 1 / 1.2),
+        ("speed=1.2x", lambda m: cost.decode_bytes(m.family, m.config, 1, 544, 4, 4), 1 / 1.2),
+    ],
+)
+def test_a_target_is_reached_and_not_by_more_than_one_multiple(text, measure, limit):
+    model = _deep()
+    text = text.format(int(limit * measure(model)))
+    result = spap.prune(model, random_tokens(), settings=QUICK, target=text)
+    report = json.loads(result.report.to_json())
+    assert report["settings"]["target"] == text
+    blocks = result.report.model.blocks
+    assert (blocks.before, blocks.after) == (5, result.model.config.layers)
+    assert result.model.config.layers == 5 - len(report["settings"]["drop_blocks"])
+    found, whole_blocks = measure(result.model) / measure(model), report["settings"]["sparsity"] == 0
+    assert limit - (0.2 if whole_blocks else 0.03) < found <= limit
+
+
+def test_the_shape_with_the_least_divergence_is_taken():
+    model, tokens, said = _deep(), random_tokens(sequences=32), []
+    dense = Dense(model.config, model.params, lambda index: jax.tree.map(lambda a: a[index], model.params["layers"]))
+    chosen = decide(dense, tokens, QUICK.replace(target="0.7"), 4, said.append)
+    shapes = [*reached(model.config, QUICK.replace(target="0.7"), 4)]
+    assert len(said) == 1 + len(shapes) > 2
+    order = [*dropped_first(dense, tokens, QUICK)]
+    losses = {}
+    for shape in shapes:
+        dropped = tuple(sorted(order[: len(shape.drop_blocks)]))
+        settings = QUICK.replace(sparsity=shape.sparsity, drop_blocks=dropped)
+        losses[dropped] = spap.prune(model, tokens, settings=settings).report.joint[-1].held_out
+    assert chosen.drop_blocks == min(losses, key=lambda dropped: losses[dropped])
+
+
+@pytest.mark.parametrize("text", ["", "1.2", "0", "speed=0.9x", "speed=1.3", "params=2x", "bytes=-1", "params=9T"])
+def test_a_target_that_means_nothing_is_refused(text):
+    with pytest.raises(UserError, match="target"):
+        target_of(tiny("llama").config, text, 4)
+
+
+def test_a_target_out_of_reach_is_refused_before_any_work():
+    with pytest.raises(UserError, match="target"):
+        next(reached(tiny("llama").config, PruneSettings(target="0.01"), 4))
+
+
+def test_without_a_target_nothing_is_decided():
+    settings = PruneSettings(drop_blocks=(1,))
+    assert [*reached(tiny("llama").config, settings, 4)] == [settings]
+    assert kept_blocks(tiny("llama").config, settings) == [0, 2]
+    assert settings.channel_sparsity == 0
