@@ -135,7 +135,8 @@ def prune(
     elif _gives_blocks(tokens):
         tokens = _drawn(tokens, config, settings)
     tokens = _checked(tokens, config)
-    dense = Dense(config, model.params, functools.partial(get_layer, model.params["layers"]))
+    outer = {name: model.params[name] for name in ("embed", "head")}
+    dense = Dense(config, outer, functools.partial(get_layer, model.params["layers"]))
     with use_mesh(devices, model_devices), quick_compilation():
         settings = decide(dense, tokens, settings, weight_bytes)
         run = run_that_fits(config, tokens, settings, model.params)

@@ -117,7 +117,7 @@ class PruningProgress:
         """Begins the first run.
 
         Args:
-            layers: Number of layers of the model.
+            layers: Number of layers that stay.
             steps: Number of joint steps in a run.
             windows: Number of windows on which perplexity is measured at the end of a run.
             runs: Number of runs, one after the other.
@@ -141,7 +141,7 @@ class PruningProgress:
         """Shows that a layer was pruned, or joint steps were made and measured, by this process if ``fresh``."""
         if isinstance(report, LayerReport):
             self._tokens = "held-out" if report.held_out else "calibration"
-            kind, done, seconds = "layer", report.layer + 1, sum(report.seconds.values())
+            kind, done, seconds = "layer", self._done["layer"] + 1, sum(report.seconds.values())
             where = f"layer {done}/{self._pieces[kind]}"
             lines = [f"{where}  {self._errors(report)}"]
             if report.attention:

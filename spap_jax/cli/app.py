@@ -170,7 +170,7 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
         if int in (argument.hint, *get_args(argument.hint)):
             for token in argument.tokens:
                 try:
-                    is_whole = abs(int(token.value)) < 2**32
+                    is_whole = all(abs(int(word)) < 2**32 for word in token.value.split(","))
                 except ValueError:
                     is_whole = False
                 if not is_whole:

@@ -119,7 +119,7 @@ def _print(model: str, shape: tuple[int, int], planned: "Plan", mesh: "Mesh | No
     console.out.print(f"{model}: {removed} removed, {shape[0]} sequences of {shape[1]} tokens")
     console.table(f"each device of {devices}: the most memory in use, and the operations of all calls", columns, rows)
     if run.joint:
-        console.out.print(f"joint steps change the last {run.tail.layers} of {run.config.layers} blocks")
+        console.out.print(f"joint steps change the last {run.tail.layers} of {run.pruned.layers} blocks")
     name, need = planned.peak
     room = f"and may use {bytes_text(planned.room)}"
     if planned.fits:

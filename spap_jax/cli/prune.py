@@ -116,8 +116,6 @@ def prune(
     from spap_jax.pruning.run import Dense, pruned_config, warn_of_settings
     from spap_jax.pruning.widths import check_allocation
 
-    if settings.target and (sparsity or drop_blocks):
-        raise UserError("--target finds the blocks and the sparsity itself: leave out --sparsity and --drop-blocks.")
     wanted = outputs(output, sparsity, settings.replace(drop_blocks=drop_blocks))
     for one in wanted:
         checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), resume=resume)
@@ -273,7 +271,7 @@ def _run_of(one: PruneRun, about: PruneSettings, store: "FolderStore", command: 
     import dataclasses
 
     from spap_jax.planning.plan import run_that_fits
-    from spap_jax.pruning.dial import decide
+    from spap_jax.pruning.dial import DECIDED, decide
     from spap_jax.pruning.widths import choose_widths
 
     def fitting(settings: PruneSettings) -> "Run":
@@ -290,12 +288,12 @@ def _run_of(one: PruneRun, about: PruneSettings, store: "FolderStore", command: 
             about = decide(
                 dense, command.tokens, settings, _weight_bytes(command.reader, command.dtype), console.err.print
             )
-        decided = {"sparsity": about.sparsity, "drop_blocks": about.drop_blocks}
+        decided = {name: getattr(about, name) for name in DECIDED}
         if chooses_widths:
             with console.waiting("choosing a width for each layer"):
                 decided["widths"] = choose_widths(fitting(about), dense)
         store.decide(decided)
-    run = fitting(settings.replace(sparsity=decided["sparsity"], drop_blocks=decided["drop_blocks"]))
+    run = fitting(settings.replace(**{name: decided[name] for name in DECIDED}))
     if chooses_widths:
         run = dataclasses.replace(run, pruned=run.pruned.with_widths(tuple(decided["widths"])))
     store.config = run.pruned

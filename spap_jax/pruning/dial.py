@@ -1,8 +1,8 @@
-"""The dial: which blocks and how many channels are removed so that a model reaches a size or a speed.
+"""The dial: which blocks, heads and how many channels are removed so that a model reaches a size or a speed.
 
 Blocks are ordered by what the predictions lose without them, each measured on the model without those before it. Then
-the least divergence decides how many go: for each number, the channels make up the rest, and the model is pruned and
-refitted on a part of the text ("Depth and width" in ``docs/method.md``).
+the least divergence decides how many go, and how many key/value heads: for each number, the channels make up the rest,
+and the model is pruned and refitted on a part of the text ("Depth, heads and width" in ``docs/method.md``).
 """
 
 import heapq
@@ -20,12 +20,14 @@ from spap_jax.errors import UserError, option
 from spap_jax.models import FAMILIES, DecoderConfig, Params, cost
 from spap_jax.parallel.placement import shard_params
 from spap_jax.parallel.sequences import chunked
-from spap_jax.pruning import streams
-from spap_jax.pruning.predictions import advance, divergence_of_blocks, stacked_blocks
+from spap_jax.pruning.predictions import divergence_of_blocks, stacked_blocks, start
 from spap_jax.pruning.prune import MemoryStore, prune
-from spap_jax.pruning.run import Dense, multiple_of, pruned_config, resolve
+from spap_jax.pruning.run import Dense, multiple_of, pruned_config, resolve, undivided
 from spap_jax.report.schema import Check, GenerationWorkload
 from spap_jax.settings import PruneSettings
+
+DECIDED = ("sparsity", "drop_blocks", "attention_sparsity")
+"""The settings that the dial decides."""
 
 _MOST_DROPPED = 0.5
 """Largest fraction of the blocks that are dropped."""
@@ -40,7 +42,7 @@ _JUDGED = 2048
 """Number of tokens on which the predictions without a block are measured."""
 
 _WORSE = 2
-"""Number of shapes in a row, each with fewer blocks, that are worse than the best one when the search ends."""
+"""Number of shapes in a row, each with fewer blocks, that are worse than the best one when their search ends."""
 
 _WORK = GenerationWorkload()
 
@@ -111,14 +113,17 @@ def reached(config: DecoderConfig, settings: PruneSettings, weight_bytes: float)
     Which blocks go is not decided: the first ones after block 0 stand for them. Without a target, yields the settings.
 
     Raises:
-        UserError: nothing reaches the target.
+        UserError: nothing reaches the target, or what the target decides is given too.
     """
-    if settings.target is None or settings.sparsity is not None:
+    if settings.target is None:
         yield settings
         return
+    if settings.sparsity is not None or settings.drop_blocks:
+        given = " and ".join(map(option, ("sparsity", "drop_blocks")))
+        raise UserError(f"{option('target')} finds the blocks and the sparsity itself: leave out {given}.")
     target = target_of(config, settings.target, weight_bytes)
     found = False
-    for count in range(round(config.layers * _MOST_DROPPED)):
+    for count in range(max(1, round(config.layers * _MOST_DROPPED))):
         shape = _widest(config, settings.replace(drop_blocks=range(1, 1 + count)), target)
         if shape is not None:
             yield shape
@@ -144,7 +149,7 @@ def _widest(config: DecoderConfig, settings: PruneSettings, target: Target) -> P
 def decide(
     dense: Dense, tokens: Any, settings: PruneSettings, weight_bytes: float, say: Callable[[str], None] = lambda _: None
 ) -> PruneSettings:
-    """Returns the settings with the blocks that are dropped and the sparsity which reach the target best.
+    """Returns the settings with the blocks that are dropped and the sparsities which reach the target best.
 
     Without a target, these are the settings themselves. All dense blocks are in memory meanwhile.
 
@@ -155,28 +160,52 @@ def decide(
     Raises:
         UserError: nothing reaches the target.
     """
-    if settings.target is None or settings.sparsity is not None:
+    if settings.target is None:
         return settings
-    shapes = [*reached(dense.config, settings, weight_bytes)]
+
+    def loss_of(shape: PruneSettings) -> float:
+        loss = _divergence(dense, tokens, shape)
+        say(f"{_words(dense.config, shape)}: divergence {loss:.3f} before joint steps")
+        return loss
+
     order, gone = dropped_first(dense, tokens, settings), list[int]()
-    best, least, worse = shapes[0], np.inf, 0
-    for shape in shapes:
+    best, least, worse = settings, np.inf, 0
+    for shape in reached(dense.config, settings, weight_bytes):
         gone += itertools.islice(order, len(shape.drop_blocks) - len(gone))
         tried = shape.replace(drop_blocks=sorted(gone))
-        loss = _divergence(dense, tokens, tried)
-        say(f"{_words(dense.config, tried)}: divergence {loss:.3f} before joint steps")
+        loss = loss_of(tried)
         best, least, worse = (tried, loss, 0) if loss < least else (best, least, worse + 1)
         if worse == _WORSE:
             break
+    for shape in _fewer_heads(dense.config, best, weight_bytes):
+        loss = loss_of(shape)
+        if loss >= least:
+            break
+        best, least = shape, loss
     say(f"chosen: {_words(dense.config, best)}")
     return best
 
 
+def _fewer_heads(config: DecoderConfig, settings: PruneSettings, weight_bytes: float) -> Iterator[PruneSettings]:
+    """Yields shapes with the same blocks that reach the target with fewer and fewer heads that servers can divide."""
+    assert settings.target
+    target = target_of(config, settings.target, weight_bytes)
+    for heads in range(pruned_config(config, settings).kv_heads - 1, 0, -1):
+        fewer = settings.replace(attention_sparsity=1 - heads / config.kv_heads)
+        try:
+            shape = None if undivided(config.kv_heads, heads) else _widest(config, fewer, target)
+        except UserError:
+            shape = None  # the family's loaders accept no such number
+        if shape is not None:
+            yield shape
+
+
 def _words(config: DecoderConfig, settings: PruneSettings) -> str:
-    """Says what stays: "28 of 30 blocks (without 17, 20), 1280 of 1536 channels"."""
+    """Says what stays: "28 of 30 blocks (without 17, 20), 2 of 3 key/value heads, 1280 of 1536 channels"."""
     pruned, dropped = pruned_config(config, settings), ", ".join(map(str, settings.drop_blocks))
     blocks = f"{pruned.layers} of {config.layers} blocks" + (f" (without {dropped})" if dropped else "")
-    return f"{blocks}, {pruned.intermediate} of {config.intermediate} channels"
+    heads = f"{pruned.kv_heads} of {config.kv_heads} key/value heads, " if settings.attention_sparsity else ""
+    return f"{blocks}, {heads}{pruned.intermediate} of {config.intermediate} channels"
 
 
 def _divergence(dense: Dense, tokens: Any, settings: PruneSettings) -> float:
@@ -213,13 +242,8 @@ def dropped_first(dense: Dense, tokens: Any, settings: PruneSettings) -> Iterato
     config = dense.config
     ids = ids_of(tokens)[-max(1, _JUDGED // ids_of(tokens).shape[1]) :]
     judged = chunked(ids, max(1, settings.batch_tokens // ids.shape[1]))
-    outer = shard_params(config, {name: dense.outer[name] for name in ("embed", "head")})
-    blocks = stacked_blocks(dense)
-    compared = streams.start(config, outer, judged)
-    last = streams.start(config, outer, judged).dense
-    for index in range(config.layers):
-        last = advance(config, blocks, index, last)
-    compared = compared._replace(dense=last)
+    outer, blocks = shard_params(config, dense.outer), stacked_blocks(dense)
+    compared = start(config, outer, blocks, judged)
 
     def loss(gone: list[int]) -> float:
         stays = jnp.ones(config.layers, bool).at[jnp.array(gone)].set(False)

@@ -17,6 +17,7 @@ from spap_jax.numerics import forward_precision, in_float32, sliced, to_slice
 from spap_jax.parallel import collectives
 from spap_jax.parallel.placement import param_spec, zeros_for_blocks
 from spap_jax.parallel.program import program
+from spap_jax.parallel.sequences import Sequences
 from spap_jax.pruning import streams
 from spap_jax.pruning.run import Dense
 from spap_jax.pruning.streams import Streams
@@ -84,6 +85,14 @@ def stacked_blocks(dense: Dense) -> Params:
         )
     assert blocks is not None
     return blocks
+
+
+def start(config: DecoderConfig, outer: Params, layers: Params, sequences: Sequences) -> Streams:
+    """Embeds sequences as the pruned stream, beside the last stream of the dense model."""
+    last, entering = streams.start(config, outer, sequences).dense, streams.start(config, outer, sequences)
+    for index in range(config.layers):
+        last = advance(config, layers, index, last)
+    return entering._replace(dense=last)
 
 
 @program(donate_argnames="stack")

@@ -336,18 +336,21 @@ def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Coll
             f"attention sparsity {settings.attention_sparsity} removes {percent_text(found.heads.achieved)} of heads, "
             f"which stay whole: {pruned.kv_heads} of {config.kv_heads} key/value heads are left in a layer."
         )
-    kept = pruned.kv_heads
-    lost = [count for count in _SERVED_BY if config.kv_heads % count == 0 and kept % count and count % kept]
-    if lost:
+    if lost := undivided(config.kv_heads, pruned.kv_heads):
         warn(
-            f"{kept} key/value heads are left in a layer: servers that divided the dense model's {config.kv_heads} "
-            f"among {' or '.join(map(str, lost))} devices cannot divide these."
+            f"{pruned.kv_heads} key/value heads are left in a layer: servers that divided the dense model's "
+            f"{config.kv_heads} among {' or '.join(map(str, lost))} devices cannot divide these."
         )
     for names, why in _without_effect(settings):
         unusual = [name for name in names if getattr(settings, name) != getattr(PruneSettings, name)]
         changed = [option(name) for name in unusual if asked is None or name in asked]
         if changed:
             warn(f"{', '.join(changed)} {'has' if len(changed) == 1 else 'have'} no effect: {why}.")
+
+
+def undivided(heads: int, kept: int) -> list[int]:
+    """Returns the usual numbers of devices among which servers divided the heads, but cannot divide those kept."""
+    return [count for count in _SERVED_BY if heads % count == 0 and kept % count and count % kept]
 
 
 def _without_effect(settings: PruneSettings) -> list[tuple[tuple[str, ...], str]]:

@@ -18,7 +18,7 @@ from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import chunked
 from spap_jax.pruning import moments, reduce, streams
 from spap_jax.pruning.moments import Moments
-from spap_jax.pruning.predictions import advance, divergence, stacked_blocks, take_layer
+from spap_jax.pruning.predictions import advance, divergence, stacked_blocks, start, take_layer
 from spap_jax.pruning.run import Dense, Run, multiple_of, pruned_config
 from spap_jax.settings import PruneSettings
 from spap_jax.solver import allocation
@@ -105,15 +105,10 @@ def _apart(config: DecoderConfig, settings: PruneSettings) -> int:
 def _losses(run: Run, dense: Dense, widths: Widths) -> np.ndarray:
     """Measures the divergence of the dense model with a single layer at each width: [L, W] nats per token."""
     config, settings = run.config, run.settings
-    outer = shard_params(config, {name: dense.outer[name] for name in ("embed", "head")})
-    blocks = stacked_blocks(dense)
+    outer, blocks = shard_params(config, dense.outer), stacked_blocks(dense)
     most = max(1, settings.batch_tokens // run.fitted.tokens.shape[-1])
     judged = run.held_out if run.held_out.real else chunked(run.fitted.rows[:most], most)
-    compared = streams.start(config, outer, judged)
-    last = streams.start(config, outer, judged).dense
-    for index in range(config.layers):
-        last = advance(config, blocks, index, last)
-    compared = compared._replace(dense=last)
+    compared = start(config, outer, blocks, judged)
     both, losses = streams.start(config, outer, run.fitted), []
     for index in range(config.layers):
         layer = take_layer(blocks, index)

@@ -9,7 +9,6 @@ key/value groups of heads. This favours baselines that solve for weights, and de
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import Array
 
 from spap_jax.settings import PruneSettings
@@ -98,9 +97,6 @@ def update_used(settings: PruneSettings) -> str:
 
 def select_channels(method: str, layer: SelectorInputs, keep: int, swap_rounds: int = SWAP_ROUNDS) -> Polished:
     """Selects a layer's channels, and swaps some if the method does; all arguments but ``layer`` are static."""
-    if keep == layer.mean.size:
-        none = jnp.int32(0)
-        return Polished(jnp.arange(keep, dtype=jnp.int32), none, none)
     way = METHODS[method]
     return polish(layer.system, way.select(layer, keep), swap_rounds if way.swaps else 0)
 

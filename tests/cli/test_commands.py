@@ -194,6 +194,15 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     assert config_of(tmp_path / "out")["head_dim"] == 8
 
 
+def test_prune_of_blocks(tmp_path: Path, capsys):
+    words = ("--output", tmp_path / "out", "--data", CALIBRATION, "--drop-blocks", "2,3", "--rounds", "0")
+    said = spap(capsys, "prune", STORIES, *words, *QUICK)
+    assert said.code == 0, said
+    assert config_of(tmp_path / "out")["num_hidden_layers"] == 4
+    assert config_of(tmp_path / "out")["intermediate_size"] == config_of(STORIES)["intermediate_size"]
+    assert re.findall(r"^layer (\S+)", said.err, re.MULTILINE) == ["1/4", "2/4", "3/4", "4/4"]
+
+
 def test_a_file_of_settings_is_forgotten_after_its_command(tmp_path: Path, capsys):
     settings = tmp_path / "settings.toml"
     settings.write_text("batch = 0\n")

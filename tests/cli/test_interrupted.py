@@ -230,6 +230,22 @@ def test_widths_are_chosen_once(shop: Workshop, tmp_path: Path, capsys):
     assert left(tmp_path) == ["out"]
 
 
+def test_what_reaches_a_target_is_looked_for_once(shop: Workshop, tmp_path: Path, capsys):
+    """The shape that the first process found is used, whatever the resuming process would find."""
+    words = ("--target", "0.9")
+    interrupt(capsys, ("layer", 0), *shop.words(tmp_path / "out", 0), *words)
+    decided = kept(tmp_path / "out") / "decided.json"
+    found = json.loads(decided.read_text())
+    decided.write_text(json.dumps(found | {"sparsity": 0.5, "drop_blocks": [1]}))
+    (kept(tmp_path / "out") / "block-00000.safetensors").unlink()  # which has the width found first
+    said = shop.run_here(capsys, tmp_path / "out", *words, passes=0)
+    assert said.code == 0, said
+    assert "looking for" not in said.err
+    report = json.loads((tmp_path / "out" / "spap_report.json").read_text())["settings"]
+    assert (report["target"], report["sparsity"], report["drop_blocks"]) == ("0.9", 0.5, [1])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 2
+
+
 def test_several_sparsities(shop: Workshop, tmp_path: Path, capsys):
     """The first output is complete and the second run interrupted: the same command keeps it and resumes the other."""
     several = ("--sparsity", "0.3,0.35")

@@ -1,5 +1,6 @@
 """Whole blocks that are dropped, and the dial that finds blocks and channels for a target."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hf_models import hf_model
-from pruning_cases import forward, random_tokens, tiny
+from pruning_cases import forward, one_layer, random_tokens, tiny
 
 import spap_jax as spap
 from spap_jax.errors import UserError
 from spap_jax.models import cost
 from spap_jax.models.model import Model
-from spap_jax.pruning.dial import decide, dropped_first, reached, target_of
-from spap_jax.pruning.run import Dense, kept_blocks
+from spap_jax.pruning.dial import _fewer_heads, decide, dropped_first, reached, target_of
+from spap_jax.pruning.run import Dense, kept_blocks, pruned_config
 from spap_jax.settings import PruneSettings
 
 QUICK = PruneSettings(rounds=0, joint_passes=0, batch_tokens=64, held_out=0.25)
@@ -25,6 +26,11 @@ def without(model: Model, numbers: list[int]) -> Model:
     stay = [number for number in range(model.config.layers) if number not in numbers]
     layers = jax.tree.map(lambda a: a[jnp.array(stay)], model.params["layers"])
     return model.replace(config=model.config.of_blocks(stay), params=model.params | {"layers": layers})
+
+
+def dense_of(model: Model) -> Dense:
+    outer = {name: model.params[name] for name in ("embed", "head")}
+    return Dense(model.config, outer, lambda index: one_layer(model, index))
 
 
 def parameters(model: Model) -> int:
@@ -72,8 +78,9 @@ def test_blocks_that_cannot_be_dropped_are_refused():
 
 def test_blocks_go_in_the_order_of_what_the_predictions_lose():
     model, tokens = _deep(), random_tokens()
-    dense = Dense(model.config, model.params, lambda index: jax.tree.map(lambda a: a[index], model.params["layers"]))
+    dense = dense_of(model)
     order = [*dropped_first(dense, tokens, QUICK)]
+    assert sorted(order) == [1, 2, 3]
     target = jax.nn.log_softmax(forward(model.config, model.params, jnp.asarray(tokens), None))
 
     def loss(gone: list[int]) -> float:
@@ -122,10 +129,10 @@ def test_a_target_is_reached_and_not_by_more_than_one_multiple(text, measure, li
 
 def test_the_shape_with_the_least_divergence_is_taken():
     model, tokens, said = _deep(), random_tokens(sequences=32), []
-    dense = Dense(model.config, model.params, lambda index: jax.tree.map(lambda a: a[index], model.params["layers"]))
+    dense = dense_of(model)
     chosen = decide(dense, tokens, QUICK.replace(target="0.7"), 4, said.append)
     shapes = [*reached(model.config, QUICK.replace(target="0.7"), 4)]
-    assert len(said) == 1 + len(shapes) > 2
+    assert sum("heads" not in line for line in said[:-1]) == len(shapes) > 1
     order = [*dropped_first(dense, tokens, QUICK)]
     losses = {}
     for shape in shapes:
@@ -133,6 +140,41 @@ def test_the_shape_with_the_least_divergence_is_taken():
         settings = QUICK.replace(sparsity=shape.sparsity, drop_blocks=dropped)
         losses[dropped] = spap.prune(model, tokens, settings=settings).report.joint[-1].held_out
     assert chosen.drop_blocks == min(losses, key=lambda dropped: losses[dropped])
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_heads_go_if_the_predictions_lose_less_than_by_channels(idle):
+    model = tiny("llama_two_kv_heads")
+    attention = model.params["layers"]["attention"]
+    output = attention["o"].at[:, 2:].set(0) if idle else 30 * attention["o"]  # of the second key/value head's queries
+    layers = model.params["layers"] | {"attention": attention | {"o": output}}
+    model = model.replace(params=model.params | {"layers": layers})
+    result = spap.prune(model, random_tokens(sequences=32), settings=QUICK, target="0.85")
+    assert result.model.config.kv_heads == (1 if idle else 2)
+    assert 0.82 < parameters(result.model) / parameters(model) <= 0.85
+
+
+def test_heads_that_servers_could_not_divide_are_not_tried():
+    config = dataclasses.replace(tiny("llama_two_kv_heads").config, heads=16, kv_heads=8)
+    settings = PruneSettings(target="0.9")
+    shape = next(reached(config, settings, 4))
+    assert [pruned_config(config, each).kv_heads for each in _fewer_heads(config, shape, 4)] == [4, 2, 1]
+
+
+def test_a_model_of_one_block_reaches_a_target_by_its_width():
+    model = tiny("llama")
+    single = model.replace(
+        config=model.config.of_blocks([0]),
+        params=model.params | {"layers": jax.tree.map(lambda a: a[:1], model.params["layers"])},
+    )
+    result = spap.prune(single, random_tokens(), settings=QUICK, target="0.9")
+    assert 0.85 < parameters(result.model) / parameters(single) <= 0.9
+
+
+@pytest.mark.parametrize("given", [PruneSettings(sparsity=0.3), PruneSettings(drop_blocks=(1,))])
+def test_what_a_target_decides_is_refused_beside_it(given):
+    with pytest.raises(UserError, match="target"):
+        spap.prune(tiny("llama"), random_tokens(), settings=given, target="0.9")
 
 
 @pytest.mark.parametrize("text", ["", "1.2", "0", "speed=0.9x", "speed=1.3", "params=2x", "bytes=-1", "params=9T"])
