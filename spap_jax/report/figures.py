@@ -97,7 +97,10 @@ def plots(report: PruneReport) -> list[Plot]:
             found.append(errors(report.layers, attention, "attention"))
         if len(report.joint) > 1:
             found.append(losses(report.joint, report.judged))
-        return [*found, channels(report)]
+        found.append(kept(report, report.layers, report.model.intermediate.before, "MLP channels"))
+        if len(attention) == len(report.layers):
+            found.append(kept(report, attention, report.model.kv_heads.before, "key/value heads"))
+        return found
 
 
 def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> Plot:
@@ -134,36 +137,42 @@ def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> P
     )
 
 
-def channels(report: PruneReport) -> Plot:
-    """Plots which channels each layer keeps."""
-    count, width = len(report.layers), report.model.intermediate.before
+def kept(report: PruneReport, parts: Sequence[Part], width: int, what: str) -> Plot:
+    """Plots which of ``width`` channels or heads each block keeps; dropped blocks are marked."""
+    count = report.model.blocks.before
     figure = Figure((WIDTH, min(1.5 + 0.24 * count, 7)), layout="constrained")
     axes = figure.subplots()
     size = math.ceil(width / CELLS)
-    kept = np.stack([kept_share(layer, width, size) for layer in report.layers])
-    right = size * kept.shape[1]
+    shares = np.zeros((count, math.ceil(width / size)))
+    for layer, part in zip(report.layers, parts, strict=True):
+        shares[layer.layer] = kept_share(part, width, size)
+    right = size * shares.shape[1]
     shades = LinearSegmentedColormap.from_list("kept", ["white", BLUE])
-    axes.imshow(kept, shades, extent=(0, right, count - 0.5, -0.5), aspect="auto", vmin=0, vmax=1)
+    axes.imshow(shares, shades, extent=(0, right, count - 0.5, -0.5), aspect="auto", vmin=0, vmax=1)
     axes.hlines(np.arange(count - 1) + 0.5, 0, right, color="white", linewidth=1.5 if count < 50 else 0.5)
-    axes.set(xlim=(0, width), xlabel="channel of the original model", ylabel="layer")
+    dropped = sorted({*range(count)} - {layer.layer for layer in report.layers})
+    for row in dropped:
+        axes.axhspan(row - 0.5, row + 0.5, color=ORANGE, linewidth=0)
+    axes.set(xlim=(0, width), xlabel=f"{what} of the original model", ylabel="block")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=min(count, 16), integer=True))
     axes.tick_params(left=False)
     axes.grid(False)
-    cells = f"; a cell is {size} channels, and the darker, the more of them stay" if size > 1 else ""
+    cells = f" A cell is {size} of them, and the darker, the more of them stay." if size > 1 else ""
+    gone = " An orange row is a block that was dropped." if dropped else ""
     return Plot(
-        "Which MLP channels were kept",
-        "Each row is a layer of the original model; each mark is a channel that was kept, each gap one that was "
-        f"removed{cells}.",
-        f"{report.shape}.",
+        f"Which {what} were kept",
+        f"Each row is a block of the original model; marks are {what} that were kept, gaps those that were removed."
+        f"{cells}{gone}",
+        f"{report.shape}." + (f" Dropped blocks: {', '.join(map(str, dropped))}." if dropped else ""),
         figure,
         wide=True,
     )
 
 
-def kept_share(layer: LayerReport, width: int, size: int) -> np.ndarray:
-    """Returns the fraction of kept channels in each cell of ``size`` channels; the last cell may have fewer."""
+def kept_share(part: Part, width: int, size: int) -> np.ndarray:
+    """Returns the fraction kept in each cell of ``size`` channels or heads; the last cell may have fewer."""
     cells = math.ceil(width / size)
-    found = np.bincount(np.array(layer.kept, dtype=int) // size, minlength=cells)
+    found = np.bincount(np.array(part.kept, dtype=int) // size, minlength=cells)
     return found / np.minimum(size, width - size * np.arange(cells))
 
 

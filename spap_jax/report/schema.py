@@ -316,10 +316,17 @@ class PruneReport:
     extras: Extras = field(default_factory=Extras)
 
     def __post_init__(self) -> None:
-        """Raises ValueError if a layer keeps a channel that the model does not have."""
+        """Raises ValueError if a layer, or what it keeps, is not in the model."""
+        model = self.model
         for layer in self.layers:
-            if layer.kept and layer.kept[-1] >= self.model.intermediate.before:
-                raise ValueError(f"Layer {layer.layer} keeps a channel that the model does not have")
+            heads = layer.attention.kept if layer.attention else ()
+            parts = (
+                ((layer.layer,), model.layers),
+                (layer.kept, model.intermediate.before),
+                (heads, model.kv_heads.before),
+            )
+            if any(max(numbers, default=0) >= count for numbers, count in parts):
+                raise ValueError(f"Layer {layer.layer} is not in the model, or keeps what the model does not have")
 
     @property
     def seconds(self) -> dict[str, float]:

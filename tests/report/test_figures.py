@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from reports import pruned, report
+from reports import pruned, report, with_fewer_heads
 
 from spap_jax.report import figures
 from spap_jax.report.schema import LayerReport, PruneReport
@@ -40,6 +40,22 @@ def test_channels(tmp_path: Path) -> None:
     shown = np.asarray(picture.get_images()[0].get_array())
     for row, layer in zip(shown, tree["layers"], strict=True):
         assert np.flatnonzero(row).tolist() == layer["kept"]
+
+
+def test_dropped_blocks_have_a_row(tmp_path: Path) -> None:
+    tree = report(layers=2)
+    tree["model"]["layers"] = 4
+    tree["layers"][1]["layer"] = 3
+    plot = by_name(pruned(tmp_path, tree))["channels"]
+    shown = np.asarray(plot.figure.axes[0].get_images()[0].get_array())
+    assert np.flatnonzero(shown.any(axis=1)).tolist() == [0, 3]
+    assert plot.alt.endswith("Dropped blocks: 1, 2.")
+
+
+def test_heads(tmp_path: Path) -> None:
+    plot = figures.plots(pruned(tmp_path, with_fewer_heads(report())))[-1]
+    assert "key/value heads" in plot.title
+    assert np.asarray(plot.figure.axes[0].get_images()[0].get_array()).tolist() == [[0, 1]] * 3
 
 
 @pytest.mark.parametrize(("width", "size"), [(512, 1), (1025, 3)])
@@ -96,4 +112,4 @@ def test_many_layers_and_checks_fit(tmp_path: Path) -> None:
         plot.figure.draw_without_rendering()
         heights = [axes.yaxis.label.get_window_extent().intervaly for axes in plot.figure.axes]
         assert all(plot.figure.bbox.y0 <= low <= high <= plot.figure.bbox.y1 for low, high in heights), plot.title
-    assert "a cell is 8 channels" in found["channels"].caption
+    assert "A cell is 8 of them" in found["channels"].caption

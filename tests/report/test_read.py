@@ -70,7 +70,8 @@ def setting(value: Any, *path: Any) -> Callable[[dict], None]:
         (without("layers"), "missing required field `layers`"),
         (setting("many", "layers", 0, "swaps"), "Expected `int`, got `str` - at `$.layers[0].swaps`"),
         (setting([3, 3], "layers", 0, "kept"), "do not ascend - at `$.layers[0]`"),
-        (setting([3, 40], "layers", 2, "kept"), "Layer 2 keeps a channel that the model does not have"),
+        (setting([3, 40], "layers", 2, "kept"), "Layer 2 is not in the model, or keeps what"),
+        (setting(3, "layers", 2, "layer"), "Layer 3 is not in the model, or keeps what"),
         (setting(2, "format"), "is a report of format 2 and this version reads format 1"),
     ],
 )
