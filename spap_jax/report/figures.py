@@ -152,13 +152,15 @@ def kept(report: PruneReport, parts: Sequence[Part], width: int, what: str) -> P
     axes.hlines(np.arange(count - 1) + 0.5, 0, right, color="white", linewidth=1.5 if count < 50 else 0.5)
     dropped = sorted({*range(count)} - {layer.layer for layer in report.layers})
     for row in dropped:
-        axes.axhspan(row - 0.5, row + 0.5, color=ORANGE, linewidth=0)
+        axes.axhspan(row - 0.5, row + 0.5, color=GRID, linewidth=0)
+        axes.text(width / 2, row, "dropped", color=MUTED, ha="center", va="center", fontsize=8)
     axes.set(xlim=(0, width), xlabel=f"{what} of the original model", ylabel="block")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=min(count, 16), integer=True))
     axes.tick_params(left=False)
     axes.grid(False)
     cells = f" A cell is {size} of them, and the darker, the more of them stay." if size > 1 else ""
-    gone = " An orange row is a block that was dropped." if dropped else ""
+    gone = " A grey row is a block that was dropped." if dropped else ""
     return Plot(
         f"Which {what} were kept",
         f"Each row is a block of the original model; marks are {what} that were kept, gaps those that were removed."
