@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         1 for a bug in this program.
     """
     from spap_jax.cli import failures
-    from spap_jax.cli.app import launch
+    from spap_jax.cli.app import app
     from spap_jax.cli.console import check_results, notices
 
     gc.set_threshold(*_COLLECTION)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with naming_flags():
         try:
             with notices():
-                launch(words)
+                app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
             check_results()
             return 0
         except (Exception, KeyboardInterrupt) as error:

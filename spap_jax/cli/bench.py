@@ -52,7 +52,7 @@ def bench(
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.inputs import fetch_models
+    from spap_jax.cli.inputs import fetch
     from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.evaluation.speed import time_generation
     from spap_jax.parallel.mesh import use_mesh
@@ -61,7 +61,7 @@ def bench(
 
     check_json_place(json)
     names = [model] + ([other] if other else [])
-    fetch_models(*names)
+    fetch(names)
     with console.waiting(f"reading {' and '.join(names)}"):
         models = [checkpoint.load(name, checkpoint.as_stored) for name in names]
     positions = min(loaded.config.positions for loaded in models)

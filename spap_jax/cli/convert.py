@@ -33,14 +33,14 @@ def convert(
     from spap_jax import checkpoint
     from spap_jax.checkpoint.side_files import accounts
     from spap_jax.cli.console import err, waiting
-    from spap_jax.cli.inputs import fetch_models, inputs
+    from spap_jax.cli.inputs import fetch, inputs
     from spap_jax.errors import UserError
     from spap_jax.report.card import converted_files
 
     if to == "orbax" and dtype is not None:
         raise UserError("--dtype goes with --to huggingface; an Orbax folder keeps the source's data type.")
     checkpoint.check_output(output, overwrite, inputs=inputs(model))
-    fetch_models(model)
+    fetch([model])
     checkpoint.fetch_side_files(model)
     # No weight goes through a device, so none has to be started, of which others may have all memory. To Hugging Face's
     # format, weights are read when their turn comes to be written.

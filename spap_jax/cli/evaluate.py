@@ -63,7 +63,7 @@ def eval_(
         json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.inputs import fetch_data, fetch_models
+    from spap_jax.cli.inputs import fetch
     from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, shard_params
@@ -78,8 +78,7 @@ def eval_(
             "with --tasks"
         )
     check_json_place(json)
-    fetch_data(data)
-    fetch_models(model, dense)
+    fetch([model, dense], [data])
     loaded = checkpoint.load(model, checkpoint.as_stored)
     original = checkpoint.load(dense, checkpoint.as_stored) if dense else None
     with use_mesh(devices, model_devices, bytes_of((loaded.params, original and original.params))):

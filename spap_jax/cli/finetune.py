@@ -79,10 +79,9 @@ def finetune(
     from spap_jax.checkpoint.side_files import accounts
     from spap_jax.checkpoint.store import FolderStore
     from spap_jax.checkpoint.writer import put_model
-    from spap_jax.cli.inputs import fetch_data, fetch_models, inputs
+    from spap_jax.cli.inputs import fetch, inputs
     from spap_jax.cli.options import wait_for_others
-    from spap_jax.cli.resume_messages import telling
-    from spap_jax.cli.stopping import stopping
+    from spap_jax.cli.stopping import stopping, telling
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, fully_shard_params
     from spap_jax.parallel.processes import barrier, is_leader
@@ -94,8 +93,7 @@ def finetune(
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), resume=resume)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
-        fetch_data(data, eval)
-        fetch_models(model, teacher)
+        fetch([model, teacher], [data, eval])
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"), use_mesh(devices, model_devices):
             start = checkpoint.load(model, fully_shard_params)

@@ -11,9 +11,6 @@ from spap_jax.errors import UserError
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1, lt=2**31))]
 """A whole number of at least one."""
 
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]
-"""A whole number that JAX takes as a seed."""
-
 Resume = Annotated[bool, Parameter(negative="--no-resume")]
 """A switch that is on by default; it needs its own --no-resume, since cli/app.py disables negative forms."""
 

@@ -106,7 +106,7 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.backend import quick_compilation
-    from spap_jax.cli.inputs import fetch_data, fetch_models, inputs
+    from spap_jax.cli.inputs import fetch, inputs
     from spap_jax.cli.options import wait_for_others
     from spap_jax.cli.stopping import stopping
     from spap_jax.parallel.mesh import use_mesh
@@ -123,8 +123,7 @@ def prune(
         checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), resume=resume)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
-        fetch_data(data, eval)
-        fetch_models(model)
+        fetch([model], [data, eval])
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"):
             reader = _reader_of(model)
@@ -334,7 +333,7 @@ def _make(
 
     from spap_jax import memory
     from spap_jax.backend import peak_of_a_device
-    from spap_jax.cli.resume_messages import telling
+    from spap_jax.cli.stopping import telling
     from spap_jax.pruning.prune import prune
     from spap_jax.pruning.prune_report import new_report
     from spap_jax.report.card import pruned_files

@@ -51,13 +51,12 @@ def write(
     from spap_jax import checkpoint
     from spap_jax.checkpoint.fingerprint import fingerprint
     from spap_jax.cli.console import out
-    from spap_jax.cli.inputs import fetch_data, fetch_models
+    from spap_jax.cli.inputs import fetch
     from spap_jax.evaluation.writing import prepare
 
     if output.suffix != ".jsonl" or not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: give a name that ends in .jsonl, in a folder that exists.")
-    fetch_data(data, prompts)
-    fetch_models(model)
+    fetch([model], [data, prompts])
     loaded = checkpoint.load(model, checkpoint.as_stored)
     writing = prepare(loaded, settings, data, prompts)
     run = writing.digest(fingerprint(checkpoint.locate(model)))
