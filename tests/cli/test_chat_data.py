@@ -1,4 +1,4 @@
-"""Conversations, mixtures and first tokens on the command line."""
+"""Conversations and first tokens on the command line."""
 
 import json
 import re
@@ -6,14 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import CALIBRATION, QUICK, STORIES, sentence, spap
+from commands import CALIBRATION, QUICK, STORIES, TEMPLATE, spap
 
 import spap_jax
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 TURNS = ("user", "Tell me a story about a dog"), ("assistant", "Once upon a time there was a little dog named Max.")
 
 
@@ -50,12 +46,3 @@ def test_every_sequence_begins_with_the_first_token_if_asked(tmp_path: Path, cap
     assert said.code == 0, said.err
     assert (pruned / "spap_report.json").read_text().count("begin with <s>") == 2
     assert "begin with <s>" in spap(capsys, "eval", pruned, "--data", judged, "--bos").out
-
-
-def test_an_output_is_kept_apart_from_every_part_of_a_mixture(model: Path, talk: Path, tmp_path: Path, capsys):
-    inside = tmp_path / "texts"
-    inside.mkdir()
-    shutil.copy(CALIBRATION, inside / "a.txt")
-    data = f"{talk}:0.25,{inside / 'a.txt'}:0.75"
-    said = spap(capsys, "prune", model, "--data", data, "--output", inside, "--overwrite", *QUICK)
-    assert "contains the data (part 2)" in sentence(said)

@@ -58,6 +58,7 @@ def test_an_output_that_touches_what_is_read(command: str, here: Path, capsys):
         ((*WORDS["finetune"], "--teacher", "./t/dense", "--output", "t"), "contains the teacher ./t/dense"),
         ((*WORDS["prune"], "--eval", "c4:e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
         ((*WORDS["prune"], "--eval", "file:///e/text.txt", "--output", "/e"), "data file:///e/text.txt"),
+        (("prune", "./in", "--data", "d/a.txt:0.25,e/b.txt:0.75", "--output", "e"), "contains the data (part 2)"),
         (("prune", "gs://b/in", "--data", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
         (("prune", "./in", "--data", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),
     ],
