@@ -1,7 +1,6 @@
 """The command line, ``spap COMMAND``."""
 
 import contextlib
-import gc
 import io
 import os
 import platform
@@ -11,9 +10,6 @@ from collections.abc import Sequence
 from spap_jax.data.auto_tokenizer import leave_pytorch_out
 from spap_jax.errors import naming_flags, printable
 from spap_jax.storage.location import cache
-
-_COLLECTION = (50_000, 20, 100)
-"""Thresholds of Python's garbage collector: tracing makes objects by the million, which are freed without it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from spap_jax.cli.app import app
     from spap_jax.cli.console import check_results, notices
 
-    gc.set_threshold(*_COLLECTION)
     if arguments is None:  # the process is the command's own
         leave_pytorch_out()
         _keep_compiled_programs()

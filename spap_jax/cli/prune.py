@@ -181,12 +181,8 @@ class Command(NamedTuple):
     """What the runs of a command share.
 
     Attributes:
-        reader: The dense checkpoint.
-        dense: Its model, block by block.
         judged: Tokens on which perplexity is measured, if any.
         dtype: Data type of the weights written; None for the source's.
-        overwrite: Whether to replace existing outputs.
-        resume: Whether to go on with interrupted runs.
     """
 
     reader: "checkpoint.Reader"

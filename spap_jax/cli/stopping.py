@@ -69,7 +69,7 @@ def telling(
 
     Args:
         store: What is kept of the run; open it outside.
-        before_end: List to which an action before a termination by SIGTERM is added.
+        before_end: The list of `stopping`.
         amount: Returns a clause on how far a run is, from the numbers of finished blocks and of checks that are kept.
     """
 

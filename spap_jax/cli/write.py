@@ -1,7 +1,7 @@
 """``spap write``."""
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
@@ -67,10 +67,7 @@ def write(
 def write_to(
     output: Path, model: "Model", writing: "Writing", run: str, devices: int | None, model_devices: int | None
 ) -> int:
-    """Adds the rows that a file lacks, with progress, and returns how many it holds.
-
-    Args:
-        run: The hash of ``Writing.digest``, which stands in each row.
+    """Adds the rows that a file lacks, each with the hash ``run`` of ``Writing.digest``, and returns how many it holds.
 
     Raises:
         UserError: the file holds something else.
@@ -90,7 +87,7 @@ def write_to(
             with counting() as watch:
                 watch("writing", done, total)
                 for rows in write_batches(placed, writing, done):
-                    file.write(b"".join(_line(row, run) for row in rows))
+                    file.write(b"".join(msgspec.json.encode({"run": run} | row, enc_hook=str) + b"\n" for row in rows))
                     file.flush()
                     done += len(rows)
                     watch("writing", done, total)
@@ -114,11 +111,8 @@ def with_own_text(
     The file is kept in the cache, where later runs find it and add to it.
 
     Args:
-        data: The data of a command, or a mixture.
-        model: The model that writes.
-        weights: What identifies its weights.
-        sequences: Number of sequences that are drawn from all the data.
-        length: Tokens in each.
+        weights: What identifies the model's weights.
+        sequences: Number of sequences, of ``length`` tokens, that are drawn from all the data.
 
     Raises:
         UserError: the run has several processes, the model cannot write, or a part of a mixture is too small.
@@ -150,10 +144,6 @@ def with_own_text(
     write_to(file, model, writing, run, devices, model_devices)
     named = [(str(file) if part.data == OWN else part.data, part.weight) for part in parts]
     return named[0][0] if len(named) == 1 else ",".join(f"{name}:{weight:g}" for name, weight in named)
-
-
-def _line(row: dict[str, Any], run: str) -> bytes:
-    return msgspec.json.encode({"run": run} | row, enc_hook=str) + b"\n"
 
 
 def rows_written(file: IO[bytes], run: str) -> int:
