@@ -43,29 +43,28 @@ def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     return Said(code, said.out, said.err)
 
 
-SAVING = """
-import sys
-from spap_jax.checkpoint import states
-from spap_jax.cli import main
-states.SECONDS = 0
-sys.exit(main())
-"""
-"""A program that runs a command and saves the state of steps at every check."""
+SAVING = "from spap_jax.checkpoint import states; states.SECONDS = 0"
+"""What a process does first so that the state of steps is saved at every check."""
 
 
-def process(*words: object, saving: bool = False, **settings: str) -> subprocess.Popen[str]:
-    """Starts a command in another process; the state of its steps may be saved at every check."""
-    program = ["-c", SAVING] if saving else ["-m", "spap_jax"]
-    command = [sys.executable, *program, *map(str, words)]
+def process(*words: object, first: str = "", **settings: str) -> subprocess.Popen[str]:
+    """Starts a command in another process, which does something ``first``."""
+    program = f"import sys; {first}\nfrom spap_jax.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-c", program, *map(str, words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | settings)
 
 
-def apart(*words: object, **settings: str) -> Said:
+def apart(*words: object, first: str = "", **settings: str) -> Said:
     """Runs a command in another process."""
-    run = process(*words, saving=False, **settings)
+    run = process(*words, first=first, **settings)
     out, err = run.communicate()
     return Said(run.returncode, out, err)
+
+
+def without(package: str, *words: object) -> Said:
+    """Runs a command in another process, which has not the package."""
+    return apart(*words, first=f"sys.modules[{package!r}] = None")
 
 
 def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *words: object, time: int = 1) -> Said:

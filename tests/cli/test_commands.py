@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from commands import CALIBRATION, EVALUATION, QUICK, STORIES, apart, left, spap, tiny, token_file
+from commands import CALIBRATION, EVALUATION, QUICK, STORIES, apart, left, spap, tiny, token_file, without
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch_file
 
@@ -194,14 +194,6 @@ def test_prune_of_heads(tmp_path: Path, capsys):
     assert config_of(tmp_path / "out")["head_dim"] == 8
 
 
-def test_a_file_of_settings_is_forgotten_after_its_command(tmp_path: Path, capsys):
-    settings = tmp_path / "settings.toml"
-    settings.write_text("batch = 0\n")
-    words = ("bench", STORIES, "--prompt", "8", "--new", "2", "--repeats", "1")
-    assert spap(capsys, *words, "--config", settings).code == 2
-    assert spap(capsys, *words).code == 0
-
-
 def test_convert_there_and_back(tmp_path: Path, capsys):
     source = tiny(tmp_path / "in", "llama_biases")
     with jax.transfer_guard("disallow_explicit"):  # no weight goes through a device
@@ -209,10 +201,9 @@ def test_convert_there_and_back(tmp_path: Path, capsys):
         said = spap(capsys, "convert", tmp_path / "orbax", "--output", tmp_path / "out", "--to", "huggingface")
     assert said.code == 0
     assert said.err.splitlines()[-1] == f"wrote {tmp_path / 'out'}"
-    old, new = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
-    assert old.keys() == new.keys()
-    assert all(old[name].dtype == new[name].dtype and old[name].tobytes() == new[name].tobytes() for name in old)
-    assert (tmp_path / "out" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    old = load_file(source / "model.safetensors")
     spap(capsys, "convert", source, "--output", tmp_path / "half", "--to", "huggingface", "--dtype", "float16")
     half = load_file(tmp_path / "half" / "model.safetensors")
     assert all(np.array_equal(half[name], old[name].astype(np.float16)) for name in old)
@@ -240,8 +231,7 @@ def test_commands_keep_compiled_programs_unless_jax_is_told_where(tmp_path: Path
 
 
 def test_help_of_the_module_starts_no_jax():
-    program = "import sys\nfrom spap_jax.cli import main\nmain(['prune', '--help'])\nsys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+    assert without("jax", "prune", "--help").code == 0
     code, out, err = apart("--help")
     assert (code, err) == (0, "")
     assert all(command in out for command in ("plan", "prune", "finetune", "eval", "bench", "report", "doctor"))

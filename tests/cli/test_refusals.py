@@ -114,15 +114,16 @@ def test_nothing_goes_on_from_numbers_that_overflow_in_a_later_layer(tmp_path: P
     assert left(place) == []
 
 
-def test_biases_without_a_place(tmp_path: Path, place: Path, capsys):
-    words = ("--output", place / "out", "--data", token_file(tmp_path / "ids.npy"), *QUICK, "--method", "flap")
-    assert "--update none" in sentence(spap(capsys, "prune", tiny(tmp_path / "in", "qwen2"), *words))
-    assert left(place) == []
-
-
-def test_heads_that_stock_loaders_would_not_take(tmp_path: Path, place: Path, capsys):
-    words = ("--output", place / "out", "--data", unreadable(tmp_path), "--attention-sparsity", "0.25")
-    assert "are square" in sentence(spap(capsys, "prune", tiny(tmp_path / "in", "opt_125m_like"), *words))
+@pytest.mark.parametrize(
+    ("variant", "words", "expected"),
+    [
+        ("qwen2", ("--method", "flap"), "--update none"),  # there is no place for biases
+        ("opt_125m_like", ("--attention-sparsity", "0.25"), "are square"),
+    ],
+)
+def test_what_no_loader_would_take(variant: str, words: tuple, expected: str, tmp_path: Path, place: Path, capsys):
+    data = ("--output", place / "out", "--data", unreadable(tmp_path))
+    assert expected in sentence(spap(capsys, "prune", tiny(tmp_path / "in", variant), *data, *words))
     assert left(place) == []
 
 

@@ -1,11 +1,9 @@
 """``spap report``: the files that it writes, and its refusals."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import QUICK, left, sentence, spap, tiny, token_file
+from commands import QUICK, left, sentence, spap, tiny, token_file, without
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +57,14 @@ def test_nothing_is_written_when_something_is_wrong(runs: tuple[Path, Path], tmp
     assert "File name too long" in sentence(spap(capsys, *words[:2], "--output", tmp_path / ("x" * 300 + ".html")))
 
 
-def in_a_process(program: str, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", program, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_without_its_library_it_says_what_to_install(runs: tuple[Path, Path], tmp_path: Path):
-    program = (
-        "import sys\nsys.modules['matplotlib'] = None\nfrom spap_jax.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    done = in_a_process(program, "report", runs[0], "--output", tmp_path / "page.html")
-    assert done.returncode == 2
-    assert done.stderr == (
-        "spap: spap report needs matplotlib, which is not installed: install it with pip install 'spap-jax[report]'.\n"
-    )
+    said = sentence(without("matplotlib", "report", runs[0], "--output", tmp_path / "page.html"))
+    assert said.startswith("spap report needs matplotlib")
+    assert said.endswith("pip install 'spap-jax[report]'.")
     assert left(tmp_path) == []
 
 
 def test_a_page_needs_no_jax(runs: tuple[Path, Path], tmp_path: Path):
-    program = "import sys\nfrom spap_jax.cli import main\nsys.exit(main(sys.argv[1:]) or 'jax' in sys.modules)"
-    done = in_a_process(program, "report", runs[0], "--output", tmp_path / "page.html")
-    assert done.returncode == 0, done.stderr
-    assert "page.html" in left(tmp_path)
+    said = without("jax", "report", runs[0], "--output", tmp_path / "page.html")
+    assert said.code == 0, said.err
+    assert left(tmp_path) == ["page.html"]

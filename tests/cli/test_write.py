@@ -56,13 +56,6 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, capsys):
     assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_the_file_calibrates(tmp_path: Path, capsys):
-    file = tmp_path / "own.jsonl"
-    assert spap(capsys, "write", STORIES, "--output", file, "--sequences", 16, "--length", 100).code == 0
-    said = spap(capsys, "prune", STORIES, "--data", file, "--output", tmp_path / "out", *QUICK, "--method", "magnitude")
-    assert said.code == 0, said.err
-
-
 def test_without_data_the_model_writes_its_own_once(tmp_path: Path, capsys, monkeypatch):
     monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
     words = ("prune", STORIES, *QUICK, "--method", "magnitude", "--output")
