@@ -21,9 +21,6 @@ from spap_jax.report.schema import AttentionReport, Check, LayerReport, PruneRep
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-Part = LayerReport | AttentionReport
-"""A part of a layer that has errors: its MLP, whose report is the layer's, or its attention."""
-
 INK, MUTED, GRID = "#1b2430", "#5a6675", "#e4e7eb"
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7d8794"
 
@@ -100,7 +97,7 @@ def plots(report: PruneReport) -> list[Plot]:
         return [*found, channels(report)]
 
 
-def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> Plot:
+def errors(layers: Sequence[LayerReport], parts: Sequence[LayerReport | AttentionReport], what: str) -> Plot:
     """Plots the relative error in per cent by layer after each stage, on calibration and held-out tokens."""
     figure, axes = _panel("layer", "error, %")
     numbers = [layer.layer for layer in layers]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import stores
 from commands import SAVING, left, process, sentence, spap, tiny, token_file
+from test_interrupted import words as pruning
 
 from spap_jax.storage.files import Folder
 
@@ -80,23 +81,19 @@ def test_killed_with_its_disk_it_goes_on_elsewhere_to_the_same_bits(
     tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     """A run continues from what was uploaded, as after the preemption of a machine."""
-    words = [
-        *("prune", tiny(tmp_path / "in"), "--sequences", 160),
-        *("--data", token_file(tmp_path / "ids.npy", sequences=160)),
-    ]
-    words += ["--sequence-length", 64, "--method", "magnitude", "--update", "alternate", "--rounds", 0]
-    words += ["--joint-passes", 4]
+    tiny(tmp_path / "in")
+    token_file(tmp_path / "ids.npy", sequences=160)
     place = f"file://{tmp_path}/bucket/out"
 
     monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
-    assert spap(capsys, *words, "--output", tmp_path / "whole").code == 0
-    first = process(*words, "--output", place, first=SAVING, JAX_NUM_CPU_DEVICES="1")
+    assert spap(capsys, *pruning(tmp_path, tmp_path / "whole")).code == 0
+    first = process(*pruning(tmp_path, place), first=SAVING, JAX_NUM_CPU_DEVICES="1")
     assert first.stderr is not None
     assert any(line.startswith("step ") for line in first.stderr)
     first.kill()
     first.communicate()
     assert left(tmp_path / "bucket") == [".out.resume"]
-    said = spap(capsys, *words, "--output", place)
+    said = spap(capsys, *pruning(tmp_path, place))
     assert said.code == 0, said.err
     assert f"3 of 3 layers are done, kept in {place.replace('/out', '/.out.resume')}" in said.err
     assert sum(line.endswith(" kept") for line in said.err.splitlines()) >= 3

@@ -5,11 +5,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from commands import EXAMPLES, STORIES, process, sentence, spap, without
+from commands import EXAMPLES, STORIES, apart, sentence, spap, without
 from datasets import Dataset, config
 
 from spap_jax.evaluation import tasks
@@ -131,13 +130,8 @@ def test_a_task_that_cannot_be_run(
 @pytest.mark.slow
 def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
     folder = with_changes(tmp_path / "tasks", dataset_path="owner/name", dataset_kwargs={})
-    settings: dict[str, Any] = {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "*",
-    }
-    _, err = process(*WORDS, "--task-path", folder, **settings).communicate()
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    err = apart(*WORDS, "--task-path", folder, **hub).err
     assert "the data of stories_cloze is not on this machine and the hub http://127.0.0.1:9 cannot be reached" in err
     assert "Retry" not in err, "the slow retries of the hub's client were entered"
 

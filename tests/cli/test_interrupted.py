@@ -21,7 +21,7 @@ from spap_jax.cli import main
 KILLS = 4
 
 
-def words(shop: Path, output: Path, passes: float = 4) -> tuple[object, ...]:
+def words(shop: Path, output: Path | str, passes: float = 4) -> tuple[object, ...]:
     """Returns the command that prunes the tiny model of a folder, with its tokens."""
     return (
         "prune", shop / "in", "--data", shop / "ids.npy", "--output", output, "--sequences", 160,
