@@ -43,6 +43,13 @@ def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     return Said(code, said.out, said.err)
 
 
+def succeed(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
+    """Runs a command in this process, which ends with exit code 0."""
+    said = spap(capsys, *words)
+    assert said.code == 0, said
+    return said
+
+
 SAVING = "from spap_jax.checkpoint import states; states.SECONDS = 0"
 """What a process does first so that the state of steps is saved at every check."""
 

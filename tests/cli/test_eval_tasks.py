@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import EXAMPLES, STORIES, apart, sentence, spap, without
+from commands import EXAMPLES, STORIES, apart, sentence, spap, succeed, without
 from datasets import Dataset, config
 
 from spap_jax.evaluation import tasks
@@ -34,8 +34,7 @@ def with_changes(folder: Path, **changes: object) -> Path:
 
 def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "found.json"
-    said = spap(capsys, *WORDS, "--task-path", TASKS, "--limit", "6", "--json", found)
-    assert said.code == 0, said.err
+    said = succeed(capsys, *WORDS, "--task-path", TASKS, "--limit", "6", "--json", found)
     assert "log-likelihoods ..." in said.err
     lines = said.out.splitlines()
     assert lines[0].startswith(f"{STORIES}, the first 6 examples of each; ")
@@ -61,8 +60,7 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_data_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"goal": "Play", "sol1": "Take a ball.", "sol2": "Eat.", "label": number % 2} for number in range(4)]
     Dataset.from_list(rows).save_to_disk(tmp_path / "piqa" / "plain_text" / "validation")
-    said = spap(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path)
-    assert said.code == 0, said.err
+    said = succeed(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path)
     assert said.out.splitlines()[3].split()[:4] == ["piqa", "validation", "4", "acc"]
     assert "--task-data" in sentence(spap(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path / "no"))
 
@@ -72,8 +70,7 @@ def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFi
     metric = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
     changes = {"output_type": "loglikelihood", "doc_to_target": "{{choices[label]}}", "doc_to_choice": None}
     folder = with_changes(tmp_path / "tasks", **changes, metric_list=[metric])
-    said = spap(capsys, *WORDS, "--task-path", folder, "--limit", "6")
-    assert said.code == 0, said.err
+    said = succeed(capsys, *WORDS, "--task-path", folder, "--limit", "6")
     _, _, _, line = said.out.splitlines()
     *described, value, error = line.split()
     assert described == ["stories_cloze", "test", "6", "perplexity"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import SAVING, Said, interrupt, left, process, sentence, spap, tiny, token_file
+from commands import SAVING, Said, interrupt, left, process, sentence, spap, succeed, tiny, token_file
 
 from spap_jax.checkpoint.folders import LocalFolder
 from spap_jax.checkpoint.store import FolderStore
@@ -145,8 +145,7 @@ def test_told_to_end(shop: Path, told_to_end: Said):
 
 
 def test_it_goes_on_where_it_ended(shop: Path, whole: dict[str, Any], ended: Path, capsys):
-    said = spap(capsys, *words(shop, ended))
-    assert said.code == 0, said
+    said = succeed(capsys, *words(shop, ended))
     found = re.search(rf"^going on: {STEPPING}", said.err, re.MULTILINE)
     assert found
     steps = [line.endswith("  kept") for line in said.err.splitlines() if STEP.match(line)]
@@ -192,8 +191,7 @@ def test_an_output_that_another_run_began_is_refused_before_any_is_made(shop: Pa
 
 
 def test_starting_over(shop: Path, ended: Path, capsys):
-    said = spap(capsys, *words(shop, ended, 0), "--seed", "1", "--no-resume")
-    assert said.code == 0, said
+    said = succeed(capsys, *words(shop, ended, 0), "--seed", "1", "--no-resume")
     assert "kept" not in said.err
     assert json.loads((ended / "spap_report.json").read_text())["settings"]["seed"] == 1
     assert left(ended.parent) == ["ended"]
@@ -208,8 +206,7 @@ def test_widths_are_chosen_once(shop: Path, tmp_path: Path, capsys):
     assert sum(found["widths"]) <= 3 * 37
     decided.write_text(json.dumps(found | {"widths": [37, 30, 37]}))
     (kept(tmp_path / "out") / "block-00000.safetensors").unlink()  # which has the width chosen first
-    said = spap(capsys, *words(shop, tmp_path / "out", 0), *widths)
-    assert said.code == 0, said
+    said = succeed(capsys, *words(shop, tmp_path / "out", 0), *widths)
     assert "choosing a width" not in said.err
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["intermediate_size"], config["spap_intermediate_sizes"]) == (37, [37, 30, 37])
@@ -224,8 +221,7 @@ def test_several_sparsities(shop: Path, tmp_path: Path, capsys):
     assert left(output) == [".sparsity-0.3.resume", ".sparsity-0.35.resume", "sparsity-0.3"]
     assert left(output / ".sparsity-0.3.resume") == ["run.json"]
     when = (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns
-    again = spap(capsys, *words(shop, output, 0), *several)
-    assert again.code == 0, again
+    again = succeed(capsys, *words(shop, output, 0), *several)
     assert f"{output / 'sparsity-0.3'} was made before the interruption" in again.err
     assert (output / "sparsity-0.3" / "config.json").stat().st_mtime_ns == when
     assert left(output) == ["sparsity-0.3", "sparsity-0.35"]

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import left, sentence, spap, tiny, token_file
+from commands import left, sentence, spap, succeed, tiny, token_file
 from trees import hashes
 
 from spap_jax import checkpoint
@@ -74,9 +74,9 @@ def test_several_sparsities_beside_files_of_others(here: Path, capsys):
     (here / "out" / "notes.txt").write_text("dear")
     before = hashes(here)
     words = (*WORDS["prune"], "--output", "out", "--overwrite", "--sparsity")
-    assert spap(capsys, *words, "0.25,0.5").code == 0
+    succeed(capsys, *words, "0.25,0.5")
     assert left(here / "out") == ["notes.txt", "sparsity-0.25", "sparsity-0.5"]
-    assert spap(capsys, *words, "0.25,0.5").code == 0
+    succeed(capsys, *words, "0.25,0.5")
     (here / "out" / "sparsity-0.5" / "notes.txt").write_text("dear")
     after = hashes(here)
     assert "sparsity-0.5 is not overwritten, because it holds files" in sentence(spap(capsys, *words, "0.25,0.5"))

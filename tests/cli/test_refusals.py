@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import CALIBRATION, EVALUATION, QUICK, STORIES, Said, left, sentence, spap, tiny, token_file
+from commands import CALIBRATION, EVALUATION, QUICK, STORIES, Said, left, sentence, spap, succeed, tiny, token_file
 from safetensors.numpy import load_file, save_file
 
 from spap_jax.checkpoint import output
@@ -144,7 +144,7 @@ def test_weights_that_cannot_be_opened(tmp_path: Path, place: Path, capsys):
 
 def test_an_orbax_folder_is_not_pruned_but_said_how(tmp_path: Path, place: Path, capsys):
     source = tiny(tmp_path / "in")
-    assert spap(capsys, "convert", source, "--output", tmp_path / "orbax", "--to", "orbax").code == 0
+    succeed(capsys, "convert", source, "--output", tmp_path / "orbax", "--to", "orbax")
     refused(capsys, tmp_path / "orbax", place, token_file(tmp_path / "ids.npy"))
 
 

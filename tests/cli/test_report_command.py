@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from commands import QUICK, left, sentence, spap, tiny, token_file, without
+from commands import QUICK, left, sentence, spap, succeed, tiny, token_file, without
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,19 @@ def runs(made: Path) -> tuple[Path, Path]:
 def test_one_run(runs: tuple[Path, Path], tmp_path: Path, capsys):
     page = tmp_path / "new" / "page.html"
     words = ("report", runs[0], "--output", page)
-    assert spap(capsys, *words).code == 0
+    succeed(capsys, *words)
     assert left(page.parent) == ["page.html"]
     text = page.read_text()
     assert "<h1>dense, 24.5&nbsp;% of the MLP channels removed</h1>" in text
     assert "exists" in sentence(spap(capsys, *words))
     assert page.read_text() == text
-    assert spap(capsys, "report", runs[1], *words[2:], "--overwrite").code == 0
+    succeed(capsys, "report", runs[1], *words[2:], "--overwrite")
     assert page.read_text() != text
 
 
 def test_several_runs_are_a_table(made: Path, runs: tuple[Path, Path], capsys):
     before = left(made)
-    said = spap(capsys, "report", *runs)
-    assert said.code == 0
+    said = succeed(capsys, "report", *runs)
     assert all(name in said.out for name in ("sparsity-0.25", "sparsity-0.5"))
     assert spap(capsys, "report", made).out == said.out
     assert "name one" in sentence(spap(capsys, "report", *runs, "--output", made / "page.html"))
