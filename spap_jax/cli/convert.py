@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from spap_jax.cli.options import ModelName, OutputPath
+from spap_jax.cli.options import ModelName, OutputPath, Overwrite
 
 
 def convert(
@@ -12,7 +12,7 @@ def convert(
     output: OutputPath,
     to: Literal["orbax", "huggingface"],
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert a checkpoint from the Hugging Face format to Orbax (0.12, read by v1 too) or back, bit for bit.
 
@@ -26,7 +26,6 @@ def convert(
         output: Folder to write, or an address to send it to, such as gs://bucket/model. It is complete or absent.
         to: Format to write.
         dtype: Data type of the weights, with --to huggingface. By default that of the source, which Orbax always keeps.
-        overwrite: Replace the output, if it holds only files that spap wrote.
     """
     import jax
 

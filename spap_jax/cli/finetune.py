@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from spap_jax import progress
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Resume
 from spap_jax.cli.texts import perplexity_of, read_texts
 from spap_jax.quantities import count_text, peak_text
 from spap_jax.settings import FinetuneSettings
@@ -29,9 +29,9 @@ def finetune(
     sequence_length: Count | None = None,
     bos: Bos = None,
     eval: Data | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     resume: Resume = True,
-    devices: int | None = None,
+    devices: Devices = None,
     model_devices: int = 1,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -61,11 +61,6 @@ def finetune(
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.
         sequences: Number of sequences, those that are held out included, drawn at random.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
-        bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
-            it.
-        overwrite: Replace the output, if it holds only files that spap wrote.
-        resume: Go on with an interrupted run of the same command; --no-resume starts over.
-        devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided. Each such group works on its own
             sequences.
         coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.

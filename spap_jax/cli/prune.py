@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from cyclopts import Parameter
 
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Resume
 from spap_jax.cli.texts import chosen_length, perplexity_of, read_texts
 from spap_jax.cli.write import with_own_text
 from spap_jax.errors import UserError
@@ -60,10 +60,10 @@ def prune(
     sequence_length: Count | None = None,
     bos: Bos = None,
     eval: Data | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     resume: Resume = True,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    devices: int | None = None,
+    devices: Devices = None,
     model_devices: int = 1,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -93,11 +93,7 @@ def prune(
         sequences: Number of calibration sequences, drawn at random.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048, or
             512 of own text.
-        bos: Begin each sequence with the beginning-of-text token. By default only for Gemma, which needs it.
-        overwrite: Replace the output, if it holds only files that spap wrote.
-        resume: Go on with an interrupted run of the same command; --no-resume discards it and starts over.
         dtype: Data type of the weights that are written. By default that of the source.
-        devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided, for models too large for one.
         coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
         processes: Number of processes of the run.

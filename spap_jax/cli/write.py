@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import msgspec
 from cyclopts import Parameter
 
-from spap_jax.cli.options import Data, ModelName
+from spap_jax.cli.options import Data, Devices, ModelName
 from spap_jax.errors import UserError
 from spap_jax.settings import OWN, WriteSettings
 
@@ -22,7 +22,7 @@ def write(
     output: Path,
     data: Data | None = None,
     prompts: Data | None = None,
-    devices: int | None = None,
+    devices: Devices = None,
     model_devices: int | None = None,
     settings: Annotated[WriteSettings, Parameter(name="*")] = WriteSettings(),  # noqa: B008 (frozen)
 ) -> None:
@@ -43,7 +43,6 @@ def write(
             continues its start token alone.
         prompts: Prompts for a chat model to answer, in a column "prompt" or "messages" of a file or a data set of the
             hub. What the assistant says last is left out.
-        devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided; it must divide the number of devices.
             By default as many as the weights need.
         settings: How to write.
