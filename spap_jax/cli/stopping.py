@@ -1,7 +1,4 @@
-"""A run that ends early: what it says, and SIGTERM, which a pod, a spot instance or a scheduler sends.
-
-SIGTERM comes some seconds before the process is killed.
-"""
+"""The early end of a run: by SIGTERM, which a scheduler or a pod sends some seconds before it kills, or by an error."""
 
 import os
 import signal
@@ -72,7 +69,6 @@ def telling(
         before_end: The list of `stopping`.
         amount: Returns a clause on how far a run is, from the numbers of finished blocks and of checks that are kept.
     """
-
     from spap_jax.cli import console
     from spap_jax.errors import NotFiniteError
     from spap_jax.parallel.processes import is_leader

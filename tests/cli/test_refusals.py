@@ -35,7 +35,6 @@ def unreadable(folder: Path) -> Path:
 
 OPTIONS = [
     (("--sparsity", "nan"), "sparsity"),
-    (("--sparsity", "0.001"), "nothing to remove"),
     (("--attention-sparsity", "0.1"), "nothing to remove"),
     (("--allocation", "best"), "--allocation"),
     (("--allocation", "global", "--schedule", "parallel"), "--schedule"),
@@ -207,7 +206,6 @@ def test_a_disk_without_room(command: str, place: Path, capsys, monkeypatch: pyt
         (("eval", STORIES, "--data", EVALUATION, "--limit", "5"), "--limit"),
         (("eval", STORIES, "--tasks", "piqa", "--sequences", "5"), "--sequences"),
         (("eval", STORIES, "--tasks", "piqa", "--task-path", "no"), "no folder no"),
-        (("push", STORIES, "gs://bucket/model"), "owner/name"),
         (("convert", STORIES, "--output", "x", "--to", "orbax", "--dtype", "float16"), "--dtype"),
         (("bench", STORIES, "--new", "512"), "--new"),
     ],
