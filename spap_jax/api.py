@@ -144,8 +144,8 @@ def prune(
             run = replace(run, pruned=run.pruned.with_widths(choose_widths(run, dense)))
         store = MemoryStore(run.pruned)
         steps = run.joint.steps if run.joint else 0
-        with shown.pruning(progress, run.pruned.layers, steps) as listeners:
-            reports = prune_blocks(run, dense, store, listeners.report, listeners.step)
+        with shown.pruning(progress, run.pruned.layers, steps) as (report, step):
+            reports = prune_blocks(run, dense, store, report, step)
     params = model.params | {"layers": stack_layers(store.layers)}
     sharers = model_devices if model_devices > 1 else None
     smaller = Model(run.pruned, place_params(run.pruned, params, devices, sharers), model.source)

@@ -2,10 +2,9 @@
 
 import itertools
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from typing import NamedTuple
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -20,7 +19,6 @@ _INTERVAL = 10.0
 _SHORTEST = 1.0
 """Shortest time, in seconds, that is worth reporting."""
 
-Clock = Callable[[], float]
 Shown = bool | Callable[..., None] | None
 """Whether to show progress, or a function to call instead; None shows it where standard error is watched."""
 
@@ -67,14 +65,14 @@ class Pace:
 class Display:
     """On a terminal bars, with the amount done, elapsed time and time left; elsewhere lines at intervals."""
 
-    def __init__(self, console: Console | None = None, clock: Clock = time.monotonic) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         """Prints to a console; by default standard error."""
         self.console = console or Console(stderr=True, force_jupyter=False, highlight=False, markup=False, emoji=False)
         columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(20), TimeElapsedColumn(),
                    TextColumn("{task.fields[left]}"))  # fmt: skip
         self._bars = Bars(*columns, console=self.console, disable=not self.console.is_terminal)
         self.tasks: dict[str, TaskID] = {}
-        self.clock, self._printed = clock, clock()
+        self._printed = monotonic()
 
     def show(self, work: str, done: int, total: int, left: str) -> None:
         """Updates the bar of some work; the first call creates it."""
@@ -85,12 +83,12 @@ class Display:
 
     def print(self, line: str, left: str = "") -> None:
         """Prints a line, with the time left at its end."""
-        self._printed = self.clock()
+        self._printed = monotonic()
         self.console.print(f"{line}, {left}" if left else line, soft_wrap=True)
 
     def print_sometimes(self, line: str, left: str) -> None:
         """Prints a line about work that goes on, if none was printed recently and there is no terminal."""
-        if not self.console.is_terminal and self.clock() - self._printed >= _INTERVAL:
+        if not self.console.is_terminal and monotonic() - self._printed >= _INTERVAL:
             self.print(f"{line}{left and ', '}{left} ...")
 
     def close(self) -> None:
@@ -106,36 +104,26 @@ class PruningProgress:
     """
 
     def __init__(
-        self,
-        layers: int,
-        steps: int,
-        windows: int = 0,
-        runs: int = 1,
-        console: Console | None = None,
-        clock: Clock = time.monotonic,
+        self, layers: int, steps: int, windows: int = 0, runs: int = 1, console: Console | None = None
     ) -> None:
-        """Begins the first run.
+        """Begins the first of several runs, each of which has ``steps`` joint steps.
 
         Args:
             layers: Number of layers that stay.
-            steps: Number of joint steps in a run.
             windows: Number of windows on which perplexity is measured at the end of a run.
-            runs: Number of runs, one after the other.
-            console: Where to print; by default standard error.
-            clock: Returns the time in seconds.
         """
         self._pieces = {"layer": layers, "step": steps, "perplexity": windows}
         self._runs, self._pace, self._tokens = runs, Pace(), "calibration"
-        self._console, self._clock = console, clock
+        self._console = console
         self.begin(0)
 
     def begin(self, number: int) -> None:
         """Begins the run with this number, from 0, with bars of its own."""
-        self._display = Display(self._console, self._clock)
+        self._display = Display(self._console)
         self._later, self._begun = self._runs - 1 - number, False
         self._place = f"{number + 1} of {self._runs}, " if self._runs > 1 else ""
         self._done = dict.fromkeys(self._pieces, 0)
-        self._last = self._clock()
+        self._last = monotonic()
 
     def report(self, report: LayerReport | Check, fresh: bool = True) -> None:
         """Shows that a layer was pruned, or joint steps were made and measured, by this process if ``fresh``."""
@@ -169,7 +157,7 @@ class PruningProgress:
 
     def measured(self, done: int, total: int) -> None:
         """Records on how many windows perplexity was measured, before or after pruning."""
-        now, new = self._clock(), done - self._done["perplexity"]
+        now, new = monotonic(), done - self._done["perplexity"]
         if new > 0:
             self._pace.add("perplexity", new, now - self._last)
         self._done["perplexity"], self._last = done % total, now
@@ -180,7 +168,7 @@ class PruningProgress:
 
     def _reach(self, kind: str, done: int, seconds: float | None = None) -> None:
         """Records that pieces of a kind are done, the new ones in ``seconds`` (by default, since the last ones)."""
-        new, now = done - self._done[kind], self._clock()
+        new, now = done - self._done[kind], monotonic()
         if new <= 0:
             return
         if seconds is None and not self._begun:
@@ -206,13 +194,6 @@ class PruningProgress:
         return f"{'held-out' if report.held_out else 'calibration'} error: {', '.join(shown)}"
 
 
-class Listeners(NamedTuple):
-    """What a pruning run calls: with every report, and after every joint step with the steps made and their total."""
-
-    report: Callable[..., None]
-    step: Callable[[int, int], None] = lambda done, total: None
-
-
 def is_watched() -> bool:
     """Whether users see standard error: on a terminal, or in a notebook."""
     return sys.stderr.isatty() or Console().is_jupyter
@@ -223,25 +204,29 @@ def _is_shown(progress: Shown) -> bool:
 
 
 @contextmanager
-def pruning(progress: Shown, layers: int, steps: int) -> Iterator[Listeners]:
-    """Shows a pruning run that was started from Python; a function is called with every report."""
+def pruning(
+    progress: Shown, layers: int, steps: int
+) -> Iterator[tuple[Callable[..., None], Callable[[int, int], None]]]:
+    """Shows a pruning run that was started from Python; a function is called with every report.
+
+    Yields:
+        What the run calls with every report, and after every joint step with the steps made and their total.
+    """
     if _is_shown(progress):
         with closing(PruningProgress(layers, steps)) as shown:
-            yield Listeners(shown.report, shown.step)
+            yield shown.report, shown.step
     else:
-        yield Listeners((lambda report, fresh=True: progress(report)) if callable(progress) else lambda *_: None)
+        yield (lambda report, fresh=True: progress(report) if callable(progress) else None), lambda done, total: None
 
 
 @contextmanager
-def training(
-    steps: int, progress: Shown = True, console: Console | None = None, clock: Clock = time.monotonic
-) -> Iterator[Callable[[Check], None]]:
+def training(steps: int, progress: Shown = True, console: Console | None = None) -> Iterator[Callable[[Check], None]]:
     """Shows training: a line of losses for each measurement, with which a function is called instead."""
     if not _is_shown(progress):
         yield progress if callable(progress) else lambda check: None
         return
-    with closing(Display(console, clock)) as display:
-        left = _time_left(clock)
+    with closing(Display(console)) as display:
+        left = _time_left()
 
         def watch(check: Check) -> None:
             words = f"loss {sum(check.losses) / len(check.losses):.4f}, " if check.losses else ""
@@ -254,15 +239,10 @@ def training(
 
 
 @contextmanager
-def counting(
-    progress: Shown = True, console: Console | None = None, clock: Clock = time.monotonic
-) -> Iterator[Callable[[str, int, int], None]]:
+def counting(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a callback for the name of some work, the amount done and the total: a bar for each, or lines."""
-    if not _is_shown(progress):
-        yield lambda work, done, total: None
-        return
-    with closing(Display(console, clock)) as display:
-        left = _time_left(clock)
+    with closing(Display(console)) as display:
+        left = _time_left()
 
         def watch(work: str, done: int, total: int) -> None:
             if work not in display.tasks and not display.console.is_terminal:
@@ -274,12 +254,12 @@ def counting(
         yield watch
 
 
-def _time_left(clock: Clock) -> Callable[[str, int, int], str]:
+def _time_left() -> Callable[[str, int, int], str]:
     """Returns a function that estimates the time left for some work by the time that it has taken so far."""
     pace, last = Pace(), dict[str, tuple[int, float]]()
 
     def left(work: str, done: int, total: int) -> str:
-        now = clock()
+        now = monotonic()
         before, then = last.setdefault(work, (0, now))
         if done > before:
             pace.add(work, done - before, now - then)

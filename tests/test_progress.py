@@ -19,6 +19,11 @@ ATTENTION = AttentionReport((0,), Errors(0.3, 0.2, 0.2), None, 0, 0, 1e-4)
 LOOK = Check(step=25, tokens=100, losses=(2.0, 1.0), held_out=1.25, taken=True, seconds=0.1)
 
 
+@pytest.fixture(autouse=True)
+def _made_up_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "monotonic", lambda: Run.now)
+
+
 def pace(*pieces: tuple[str, float, float]) -> Pace:
     """Return the pace after pieces of work, each with its kind, units and seconds."""
     known = Pace()
@@ -46,11 +51,13 @@ def test_each_kind_has_its_own_pace_and_ends_the_estimate_where_it_has_none():
 
 
 class Run:
-    """A simulated pruning run of three layers and eight joint steps; ``now`` is its clock."""
+    """A simulated pruning run of three layers and eight joint steps; ``now`` is the clock."""
+
+    now = 0.0
 
     def __init__(self, **shape: int) -> None:
-        self.now, self.file = 0.0, io.StringIO()
-        self.progress = PruningProgress(3, 8, **shape, console=Console(file=self.file), clock=lambda: self.now)
+        Run.now, self.file = 0.0, io.StringIO()
+        self.progress = PruningProgress(3, 8, **shape, console=Console(file=self.file))
 
     def layer(self, index: int, seconds: float, fresh: bool = True, **changes: object) -> str:
         values = {"kept": (0,), "calibration": ERRORS, "held_out": ERRORS, "swaps": 0, "improving_swaps": 0}
@@ -61,7 +68,7 @@ class Run:
         return self._after(seconds, fresh, Check(made, 64 * made, (0.1,), 0.0498, taken, seconds, 0.75))
 
     def _after(self, seconds: float, fresh: bool, report: LayerReport | Check) -> str:
-        self.now += seconds if fresh else 0.01
+        Run.now += seconds if fresh else 0.01
         self.progress.report(report, fresh)
         return self.printed()
 
@@ -87,14 +94,14 @@ def test_a_line_names_the_stages_that_changed_the_weights():
 def test_the_time_left_covers_layers_steps_and_perplexity():
     run = Run(windows=10)
     for done in (2, 4):  # before pruning; the first two windows compile
-        run.now += done
+        Run.now += done
         run.progress.measured(done, 4)
     assert run.layer(0, 100).endswith("  100 s")
     assert run.layer(1, 60).endswith("  60 s, step in 60 s")
     assert run.layer(2, 60).endswith("  60 s")
     assert run.steps(0, 9) == "step 0/8  held-out divergence 0.0498, same top token 75 %  9 s"
     assert run.steps(2, 70).endswith("  70 s")
-    run.now += 20
+    Run.now += 20
     run.progress.step(4, 8)  # four more at 10 s, and ten windows at 2 s
     assert run.printed() == "step 4/8, about 60 s left ..."
     said = "step 8/8  held-out divergence 0.0498, same top token 75 %"
@@ -122,9 +129,9 @@ def test_several_runs_are_one_piece_of_work():
 def test_how_far_some_work_is_without_a_terminal():
     """The work is named at once, and progress follows every ten seconds."""
     run = Run()
-    with progress.counting(console=Console(file=run.file), clock=lambda: run.now) as watch:
+    with progress.counting(Console(file=run.file)) as watch:
         for done, seconds in ((0, 0), (10, 9), (20, 2), (30, 5), (40, 5), (100, 9)):
-            run.now += seconds
+            Run.now += seconds
             watch("measuring", done, 100)
     expected = ["measuring ...", "measuring 20%, about 16 s left ...", "measuring 40%, about 24 s left ..."]
     assert run.printed().splitlines() == expected
@@ -132,9 +139,9 @@ def test_how_far_some_work_is_without_a_terminal():
 
 def test_how_far_training_is():
     run = Run()
-    with progress.training(100, console=Console(file=run.file), clock=lambda: run.now) as watch:
+    with progress.training(100, console=Console(file=run.file)) as watch:
         for step, seconds in ((0, 60), (25, 90), (50, 30), (100, 40)):
-            run.now += seconds
+            Run.now += seconds
             watch(Check(step, step, (2.0,) if step else (), 1.5, step < 100, 0.1))
     assert run.printed().splitlines() == [
         "step 0/100  held-out loss 1.5000",
@@ -147,9 +154,9 @@ def test_how_far_training_is():
 def test_a_terminal_has_bars_and_no_lines_between():
     run = Run()
     screen = Console(file=run.file, force_terminal=True, width=80)
-    with progress.counting(console=screen, clock=lambda: run.now) as watch:
+    with progress.counting(screen) as watch:
         for done in (0, 50, 100):
-            run.now += 20
+            Run.now += 20
             watch("measuring", done, 100)
     printed = run.printed()
     assert "100/100" in printed
@@ -166,8 +173,8 @@ def test_a_run_from_python_is_silent_unless_it_is_watched_or_asked(name: str, ca
                 show(LOOK)
         else:
             with progress.pruning(choice, 3, 50) as listeners:
-                listeners.report(LOOK)
-                listeners.step(1, 50)
+                listeners[0](LOOK)
+                listeners[1](1, 50)
         assert capsys.readouterr().err.count("step 25/50") == lines
     assert reports == [LOOK]
 

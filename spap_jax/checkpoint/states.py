@@ -1,5 +1,6 @@
 """The state of steps of a run, saved now and then as an Orbax checkpoint."""
 
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -82,11 +83,24 @@ class States:
 
     def _manager(self) -> Any:
         if self._made is None:
-            from orbax.checkpoint import CheckpointManager, CheckpointManagerOptions
+            from orbax.checkpoint import (
+                CheckpointManager,
+                CheckpointManagerOptions,
+                JsonCheckpointHandler,
+                StandardCheckpointHandler,
+            )
 
+            # OCDBT, the default, holds all arrays in memory once more until they are written. Without it, Orbax warns
+            # at every save that there are no such files to merge.
+            logging.getLogger("absl").addFilter(_is_not_of_ocdbt)
+            handlers = {"state": StandardCheckpointHandler(use_ocdbt=False), "checks": JsonCheckpointHandler()}
             options = CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
-            self._made = CheckpointManager(self._folder, options=options)
+            self._made = CheckpointManager(self._folder, options=options, item_handlers=handlers)
         return self._made
+
+
+def _is_not_of_ocdbt(record: logging.LogRecord) -> bool:
+    return "OCDBT" not in record.getMessage()
 
 
 def _described(leaf: Any) -> jax.ShapeDtypeStruct:

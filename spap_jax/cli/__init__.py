@@ -1,7 +1,6 @@
 """The command line, ``spap COMMAND``."""
 
 import contextlib
-import gc
 import io
 import os
 import platform
@@ -11,9 +10,6 @@ from collections.abc import Sequence
 from spap_jax.data.auto_tokenizer import leave_pytorch_out
 from spap_jax.errors import naming_flags, printable
 from spap_jax.storage.location import cache
-
-_COLLECTION = (50_000, 20, 100)
-"""Thresholds of Python's garbage collector: tracing makes objects by the million, which are freed without it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,10 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         1 for a bug in this program.
     """
     from spap_jax.cli import failures
-    from spap_jax.cli.app import launch
+    from spap_jax.cli.app import app
     from spap_jax.cli.console import check_results, notices
 
-    gc.set_threshold(*_COLLECTION)
     if arguments is None:  # the process is the command's own
         leave_pytorch_out()
         _keep_compiled_programs()
@@ -40,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with naming_flags():
         try:
             with notices():
-                launch(words)
+                app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")
             check_results()
             return 0
         except (Exception, KeyboardInterrupt) as error:

@@ -179,8 +179,3 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
                         f'{argument.name} takes a whole number below 2**32, not "{token.value}"{source}: write it in '
                         "digits."
                     )
-
-
-def launch(words: list[str]) -> None:
-    """Runs the command that the words name."""
-    app.meta(words, exit_on_error=False, print_error=False, result_action="return_value")

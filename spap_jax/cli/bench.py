@@ -1,12 +1,11 @@
 """``spap bench``."""
 
 from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from spap_jax.cli import console
-from spap_jax.cli.options import Count, ModelName
+from spap_jax.cli.options import Count, JsonFile, ModelName
 from spap_jax.errors import UserError
 from spap_jax.quantities import bytes_text, count_text
 
@@ -27,7 +26,7 @@ def bench(
     repeats: Count = 7,
     devices: int | None = None,
     model_devices: int | None = None,
-    json: Path | None = None,
+    json: JsonFile = None,
 ) -> None:
     """Measure the speed and size of a model, or of two side by side.
 
@@ -49,10 +48,9 @@ def bench(
         repeats: Number of timed runs, of which medians are shown.
         devices: Number of devices to use; groups that share the weights must divide --batch. By default one such group.
         model_devices: Number of devices among which the weights are divided. By default as many as the weights need.
-        json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.inputs import fetch_models
+    from spap_jax.cli.inputs import fetch
     from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.evaluation.speed import time_generation
     from spap_jax.parallel.mesh import use_mesh
@@ -61,7 +59,7 @@ def bench(
 
     check_json_place(json)
     names = [model] + ([other] if other else [])
-    fetch_models(*names)
+    fetch(names)
     with console.waiting(f"reading {' and '.join(names)}"):
         models = [checkpoint.load(name, checkpoint.as_stored) for name in names]
     positions = min(loaded.config.positions for loaded in models)

@@ -107,7 +107,7 @@ def waiting(what: str) -> Iterator[None]:
 
 def counting() -> AbstractContextManager[Callable[[str, int, int], None]]:
     """Shows how much of some work is done: see ``progress.counting``."""
-    return progress.counting(console=err)
+    return progress.counting(err)
 
 
 def say_devices(work: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from spap_jax.cli.options import ModelName, OutputPath
+from spap_jax.cli.options import ModelName, OutputPath, Overwrite
 
 
 def convert(
@@ -12,7 +12,7 @@ def convert(
     output: OutputPath,
     to: Literal["orbax", "huggingface"],
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert a checkpoint from the Hugging Face format to Orbax (0.12, read by v1 too) or back, bit for bit.
 
@@ -26,21 +26,20 @@ def convert(
         output: Folder to write, or an address to send it to, such as gs://bucket/model. It is complete or absent.
         to: Format to write.
         dtype: Data type of the weights, with --to huggingface. By default that of the source, which Orbax always keeps.
-        overwrite: Replace the output, if it holds only files that spap wrote.
     """
     import jax
 
     from spap_jax import checkpoint
     from spap_jax.checkpoint.side_files import accounts
     from spap_jax.cli.console import err, waiting
-    from spap_jax.cli.inputs import fetch_models, inputs
+    from spap_jax.cli.inputs import fetch, inputs
     from spap_jax.errors import UserError
     from spap_jax.report.card import converted_files
 
     if to == "orbax" and dtype is not None:
         raise UserError("--dtype goes with --to huggingface; an Orbax folder keeps the source's data type.")
     checkpoint.check_output(output, overwrite, inputs=inputs(model))
-    fetch_models(model)
+    fetch([model])
     checkpoint.fetch_side_files(model)
     # No weight goes through a device, so none has to be started, of which others may have all memory. To Hugging Face's
     # format, weights are read when their turn comes to be written.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Count, Data, ModelName
+from spap_jax.cli.options import Bos, Count, Data, Devices, JsonFile, ModelName
 from spap_jax.errors import UserError
 from spap_jax.quantities import count_text, percent_text
 
@@ -30,9 +30,9 @@ def eval_(
     task_data: Path | None = None,
     limit: Count | None = None,
     batch_tokens: Count = 4096,
-    devices: int | None = None,
+    devices: Devices = None,
     model_devices: int | None = None,
-    json: Path | None = None,
+    json: JsonFile = None,
 ) -> None:
     """Measure perplexity on --data, or run --tasks of the lm-evaluation-harness.
 
@@ -52,18 +52,15 @@ def eval_(
         sequence_length: Tokens in each window. By default as in the run that pruned the model, or as many as its
             positions allow, at most 2048.
         sequences: Number of windows, from the start of the text. By default all.
-        bos: Begin each window with the tokenizer's beginning-of-text token. By default only for Gemma, which needs it.
         tasks: Names of tasks, separated by commas.
         task_path: Folder with further tasks (YAML files). Code that they refer to is run.
         task_data: Folder with the data sets of tasks, [OWNER/]NAME/[CONFIG/]SPLIT. By default the cache or the hub.
         limit: Number of examples of each task, from its start. By default all.
         batch_tokens: Tokens that a device processes at once; fewer need less memory.
-        devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided. By default as many as the weights need.
-        json: JSON file to which the results are written as well.
     """
     from spap_jax import checkpoint
-    from spap_jax.cli.inputs import fetch_data, fetch_models
+    from spap_jax.cli.inputs import fetch
     from spap_jax.cli.options import check_json_place, write_json
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, shard_params
@@ -75,11 +72,10 @@ def eval_(
     if any(value is not None for value in unused):
         raise UserError(
             "--dense, --sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit go "
-            "with --tasks"
+            "with --tasks."
         )
     check_json_place(json)
-    fetch_data(data)
-    fetch_models(model, dense)
+    fetch([model, dense], [data])
     loaded = checkpoint.load(model, checkpoint.as_stored)
     original = checkpoint.load(dense, checkpoint.as_stored) if dense else None
     with use_mesh(devices, model_devices, bytes_of((loaded.params, original and original.params))):

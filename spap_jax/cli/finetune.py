@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from spap_jax import progress
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Resume
 from spap_jax.cli.texts import perplexity_of, read_texts
 from spap_jax.quantities import count_text, peak_text
 from spap_jax.settings import FinetuneSettings
@@ -29,9 +29,9 @@ def finetune(
     sequence_length: Count | None = None,
     bos: Bos = None,
     eval: Data | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     resume: Resume = True,
-    devices: int | None = None,
+    devices: Devices = None,
     model_devices: int = 1,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -61,11 +61,6 @@ def finetune(
         eval: Text on which to measure perplexity before and after training; the same kinds as --data.
         sequences: Number of sequences, those that are held out included, drawn at random.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
-        bos: Begin each sequence with the tokenizer's beginning-of-text token. By default only for Gemma, which needs
-            it.
-        overwrite: Replace the output, if it holds only files that spap wrote.
-        resume: Go on with an interrupted run of the same command; --no-resume starts over.
-        devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided. Each such group works on its own
             sequences.
         coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
@@ -79,10 +74,9 @@ def finetune(
     from spap_jax.checkpoint.side_files import accounts
     from spap_jax.checkpoint.store import FolderStore
     from spap_jax.checkpoint.writer import put_model
-    from spap_jax.cli.inputs import fetch_data, fetch_models, inputs
+    from spap_jax.cli.inputs import fetch, inputs
     from spap_jax.cli.options import wait_for_others
-    from spap_jax.cli.resume_messages import telling
-    from spap_jax.cli.stopping import stopping
+    from spap_jax.cli.stopping import stopping, telling
     from spap_jax.parallel.mesh import use_mesh
     from spap_jax.parallel.placement import bytes_of, fully_shard_params
     from spap_jax.parallel.processes import barrier, is_leader
@@ -94,8 +88,7 @@ def finetune(
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), resume=resume)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
-        fetch_data(data, eval)
-        fetch_models(model, teacher)
+        fetch([model, teacher], [data, eval])
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"), use_mesh(devices, model_devices):
             start = checkpoint.load(model, fully_shard_params)

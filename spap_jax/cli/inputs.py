@@ -1,5 +1,6 @@
 """The inputs of a command: their places, which its output must not touch, and their files, fetched before its work."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from spap_jax import checkpoint
@@ -21,22 +22,16 @@ def inputs(
     return places
 
 
-def fetch_models(*names: str | None) -> None:
-    """Downloads checkpoints that are not in the cache, before a spinner disrupts a download's bar.
+def fetch(models: Iterable[str | None], data: Iterable[str | None] = ()) -> None:
+    """Downloads checkpoints and data files that are not in the cache, before a spinner disrupts a download's bar.
+
+    Files named as c4:FILE are data files too; data sets of the hub are skipped.
 
     Raises:
-        UserError: One is not there, or cannot be downloaded.
+        UserError: One is not there, cannot be downloaded, or is an empty data file or one of an unsupported type.
     """
-    for name in filter(None, names):
-        checkpoint.locate(name)
-
-
-def fetch_data(*names: str | None) -> None:
-    """Downloads data files into the cache, copies named as c4:FILE among them; data sets of the hub are skipped.
-
-    Raises:
-        UserError: A file cannot be downloaded, is missing or empty, or is of an unsupported type.
-    """
-    for data, _ in [part for name in names if name for part in shares_of(name)]:
-        if file := data_file(data):
+    for part in [part for name in data if name for part in shares_of(name)]:
+        if file := data_file(part.data):
             read_file(local_file(file))  # which opens it, and reads nothing
+    for name in filter(None, models):
+        checkpoint.locate(name)

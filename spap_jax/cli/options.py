@@ -11,14 +11,17 @@ from spap_jax.errors import UserError
 Count = Annotated[int, Parameter(validator=validators.Number(gte=1, lt=2**31))]
 """A whole number of at least one."""
 
-Seed = Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**32))]
-"""A whole number that JAX takes as a seed."""
-
-Resume = Annotated[bool, Parameter(negative="--no-resume")]
+_RESUME = "Go on with an interrupted run of the same command; --no-resume discards it and starts over."
+Resume = Annotated[bool, Parameter(negative="--no-resume", help=_RESUME)]
 """A switch that is on by default; it needs its own --no-resume, since cli/app.py disables negative forms."""
 
-Bos = Annotated[bool | None, Parameter(negative="--no-bos")]
+_BOS = "Begin each sequence with the beginning-of-text token. By default only for Gemma, which needs it."
+Bos = Annotated[bool | None, Parameter(negative="--no-bos", help=_BOS)]
 """A switch whose default depends on the model."""
+
+Overwrite = Annotated[bool, Parameter(help="Replace the output, if it holds only files that spap wrote.")]
+Devices = Annotated[int | None, Parameter(help="Number of devices to use. By default all, but only one of a CPU's.")]
+JsonFile = Annotated[Path | None, Parameter(help="JSON file to which the results are written as well.")]
 
 if TYPE_CHECKING:
     ModelName = Data = OutputPath = str

@@ -1,13 +1,12 @@
 """``spap plan``."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from spap_jax.cli import console
-from spap_jax.cli.options import Count, ModelName
+from spap_jax.cli.options import Count, JsonFile, ModelName
 from spap_jax.cli.prune import BlocksOption
 from spap_jax.quantities import bytes_text, duration_text
 from spap_jax.settings import PruneSettings
@@ -26,7 +25,7 @@ def plan(
     model_devices: int = 1,
     sequences: Count = 128,
     sequence_length: Count | None = None,
-    json: Path | None = None,
+    json: JsonFile = None,
     drop_blocks: BlocksOption = (),
     settings: Annotated[PruneSettings, Parameter(name="*", parse="^(?!drop_blocks$)")] = PruneSettings(),  # noqa: B008
 ) -> None:
@@ -48,7 +47,6 @@ def plan(
         model_devices: Number of devices among which the weights are divided, as in spap prune.
         sequences: Number of calibration sequences.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
-        json: JSON file to which the results are written as well.
         drop_blocks: Numbers of whole blocks to remove, as in 17,20. By default none.
         settings: How to prune, as in spap prune.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from cyclopts import Parameter
 
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Count, Data, ModelName, OutputPath, Resume
+from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Resume
 from spap_jax.cli.texts import chosen_length, perplexity_of, read_texts
 from spap_jax.cli.write import with_own_text
 from spap_jax.errors import UserError
@@ -60,10 +60,10 @@ def prune(
     sequence_length: Count | None = None,
     bos: Bos = None,
     eval: Data | None = None,
-    overwrite: bool = False,
+    overwrite: Overwrite = False,
     resume: Resume = True,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    devices: int | None = None,
+    devices: Devices = None,
     model_devices: int = 1,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -93,11 +93,7 @@ def prune(
         sequences: Number of calibration sequences, drawn at random.
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048, or
             512 of own text.
-        bos: Begin each sequence with the beginning-of-text token. By default only for Gemma, which needs it.
-        overwrite: Replace the output, if it holds only files that spap wrote.
-        resume: Go on with an interrupted run of the same command; --no-resume discards it and starts over.
         dtype: Data type of the weights that are written. By default that of the source.
-        devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided, for models too large for one.
         coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
         processes: Number of processes of the run.
@@ -106,7 +102,7 @@ def prune(
     """
     from spap_jax import checkpoint
     from spap_jax.backend import quick_compilation
-    from spap_jax.cli.inputs import fetch_data, fetch_models, inputs
+    from spap_jax.cli.inputs import fetch, inputs
     from spap_jax.cli.options import wait_for_others
     from spap_jax.cli.stopping import stopping
     from spap_jax.parallel.mesh import use_mesh
@@ -121,8 +117,7 @@ def prune(
         checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), resume=resume)
     with stopping() as before_end:
         wait_for_others(coordinator, processes, process_id)
-        fetch_data(data, eval)
-        fetch_models(model)
+        fetch([model], [data, eval])
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"):
             reader = _reader_of(model)
@@ -180,12 +175,8 @@ class Command(NamedTuple):
     """What the runs of a command share.
 
     Attributes:
-        reader: The dense checkpoint.
-        dense: Its model, block by block.
         judged: Tokens on which perplexity is measured, if any.
         dtype: Data type of the weights written; None for the source's.
-        overwrite: Whether to replace existing outputs.
-        resume: Whether to go on with interrupted runs.
     """
 
     reader: "checkpoint.Reader"
@@ -332,7 +323,7 @@ def _make(
 
     from spap_jax import memory
     from spap_jax.backend import peak_of_a_device
-    from spap_jax.cli.resume_messages import telling
+    from spap_jax.cli.stopping import telling
     from spap_jax.pruning.prune import prune
     from spap_jax.pruning.prune_report import new_report
     from spap_jax.report.card import pruned_files

@@ -1,4 +1,4 @@
-"""Handling of SIGTERM, which a pod, a spot instance or a scheduler sends some seconds before it kills a process."""
+"""The early end of a run: by SIGTERM, which a scheduler or a pod sends some seconds before it kills, or by an error."""
 
 import os
 import signal
@@ -6,6 +6,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spap_jax.checkpoint.store import FolderStore
 
 STOPPED = os.EX_TEMPFAIL
 """Exit code (75) of a run that the same command resumes: stopped by SIGTERM, or without its other processes."""
@@ -52,3 +56,45 @@ def _watch(reading: int, before_end: list[Callable[[], str]]) -> None:
                 )
             finally:
                 os._exit(STOPPED)
+
+
+@contextmanager
+def telling(
+    store: "FolderStore", before_end: list[Callable[[], str]], amount: Callable[[int, int], str]
+) -> Iterator[None]:
+    """Says what an interrupted process left, and what this one leaves if it ends early.
+
+    Args:
+        store: What is kept of the run; open it outside.
+        before_end: The list of `stopping`.
+        amount: Returns a clause on how far a run is, from the numbers of finished blocks and of checks that are kept.
+    """
+    from spap_jax.cli import console
+    from spap_jax.errors import NotFiniteError
+    from spap_jax.parallel.processes import is_leader
+
+    def words() -> str:
+        kept = store.kept()
+        if not any(kept):
+            return "nothing is kept yet."
+        return f"{amount(*kept)}, kept in {store.place}: the same command goes on from there, --no-resume starts over."
+
+    def end() -> str:
+        store.settle()
+        console.err.show_cursor()  # a progress bar has hidden it
+        return words() if is_leader() else "what is kept is said by the first process."
+
+    if store.found and any(store.kept()):
+        console.err.print(f"going on: {amount(*store.kept())}, kept in {store.place}")
+    before_end.append(end)
+    try:
+        yield
+    except NotFiniteError:  # which is not resumed
+        raise
+    except BaseException:
+        store.settle()  # the last block may not be on the disk yet
+        if any(store.kept()):
+            console.err.print(words())
+        raise
+    finally:
+        before_end.remove(end)

@@ -61,12 +61,7 @@ def chosen_length(asked: int | None, config: "DecoderConfig") -> int:
 def perplexity_of(
     model: "Model", judged: "TokenBlocks", when: str, also: Callable[[int, int], None] = lambda *_: None
 ) -> float:
-    """Measures perplexity, and shows the progress.
-
-    Args:
-        when: What the progress calls it: "before pruning".
-        also: Called with the progress as well.
-    """
+    """Measures perplexity and shows how far it is, to ``also`` as well; ``when`` is "before pruning", for example."""
     from spap_jax.evaluation.perplexity import perplexity
 
     with console.counting() as watch:

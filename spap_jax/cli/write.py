@@ -1,12 +1,12 @@
 """``spap write``."""
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
 
-from spap_jax.cli.options import Data, ModelName
+from spap_jax.cli.options import Data, Devices, ModelName
 from spap_jax.errors import UserError
 from spap_jax.settings import OWN, WriteSettings
 
@@ -22,7 +22,7 @@ def write(
     output: Path,
     data: Data | None = None,
     prompts: Data | None = None,
-    devices: int | None = None,
+    devices: Devices = None,
     model_devices: int | None = None,
     settings: Annotated[WriteSettings, Parameter(name="*")] = WriteSettings(),  # noqa: B008 (frozen)
 ) -> None:
@@ -43,7 +43,6 @@ def write(
             continues its start token alone.
         prompts: Prompts for a chat model to answer, in a column "prompt" or "messages" of a file or a data set of the
             hub. What the assistant says last is left out.
-        devices: Number of devices to use. By default all, but only one of a CPU's.
         model_devices: Number of devices among which the weights are divided; it must divide the number of devices.
             By default as many as the weights need.
         settings: How to write.
@@ -51,13 +50,12 @@ def write(
     from spap_jax import checkpoint
     from spap_jax.checkpoint.fingerprint import fingerprint
     from spap_jax.cli.console import out
-    from spap_jax.cli.inputs import fetch_data, fetch_models
+    from spap_jax.cli.inputs import fetch
     from spap_jax.evaluation.writing import prepare
 
     if output.suffix != ".jsonl" or not output.parent.is_dir():
         raise UserError(f"{output} cannot be written: give a name that ends in .jsonl, in a folder that exists.")
-    fetch_data(data, prompts)
-    fetch_models(model)
+    fetch([model], [data, prompts])
     loaded = checkpoint.load(model, checkpoint.as_stored)
     writing = prepare(loaded, settings, data, prompts)
     run = writing.digest(fingerprint(checkpoint.locate(model)))
@@ -68,10 +66,7 @@ def write(
 def write_to(
     output: Path, model: "Model", writing: "Writing", run: str, devices: int | None, model_devices: int | None
 ) -> int:
-    """Adds the rows that a file lacks, with progress, and returns how many it holds.
-
-    Args:
-        run: The hash of ``Writing.digest``, which stands in each row.
+    """Adds the rows that a file lacks, each with the hash ``run`` of ``Writing.digest``, and returns how many it holds.
 
     Raises:
         UserError: the file holds something else.
@@ -91,7 +86,7 @@ def write_to(
             with counting() as watch:
                 watch("writing", done, total)
                 for rows in write_batches(placed, writing, done):
-                    file.write(b"".join(_line(row, run) for row in rows))
+                    file.write(b"".join(msgspec.json.encode({"run": run} | row, enc_hook=str) + b"\n" for row in rows))
                     file.flush()
                     done += len(rows)
                     watch("writing", done, total)
@@ -115,11 +110,8 @@ def with_own_text(
     The file is kept in the cache, where later runs find it and add to it.
 
     Args:
-        data: The data of a command, or a mixture.
-        model: The model that writes.
-        weights: What identifies its weights.
-        sequences: Number of sequences that are drawn from all the data.
-        length: Tokens in each.
+        weights: What identifies the model's weights.
+        sequences: Number of sequences, of ``length`` tokens, that are drawn from all the data.
 
     Raises:
         UserError: the run has several processes, the model cannot write, or a part of a mixture is too small.
@@ -151,10 +143,6 @@ def with_own_text(
     write_to(file, model, writing, run, devices, model_devices)
     named = [(str(file) if part.data == OWN else part.data, part.weight) for part in parts]
     return named[0][0] if len(named) == 1 else ",".join(f"{name}:{weight:g}" for name, weight in named)
-
-
-def _line(row: dict[str, Any], run: str) -> bytes:
-    return msgspec.json.encode({"run": run} | row, enc_hook=str) + b"\n"
 
 
 def rows_written(file: IO[bytes], run: str) -> int:

@@ -1,1 +1,1 @@
-"""The page of ``spap report``: reads reports of pruning runs, plots them, and writes one HTML file and PNGs."""
+"""The reports of runs, model cards made of them, and the page of ``spap report``."""

@@ -21,9 +21,6 @@ from spap_jax.report.schema import AttentionReport, Check, LayerReport, PruneRep
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-Part = LayerReport | AttentionReport
-"""A part of a layer that has errors: its MLP, whose report is the layer's, or its attention."""
-
 INK, MUTED, GRID = "#1b2430", "#5a6675", "#e4e7eb"
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#7d8794"
 
@@ -103,7 +100,7 @@ def plots(report: PruneReport) -> list[Plot]:
         return found
 
 
-def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> Plot:
+def errors(layers: Sequence[LayerReport], parts: Sequence[LayerReport | AttentionReport], what: str) -> Plot:
     """Plots the relative error in per cent by layer after each stage, on calibration and held-out tokens."""
     figure, axes = _panel("layer", "error, %")
     numbers = [layer.layer for layer in layers]
@@ -137,7 +134,7 @@ def errors(layers: Sequence[LayerReport], parts: Sequence[Part], what: str) -> P
     )
 
 
-def kept(report: PruneReport, parts: Sequence[Part], width: int, what: str) -> Plot:
+def kept(report: PruneReport, parts: Sequence[LayerReport | AttentionReport], width: int, what: str) -> Plot:
     """Plots which of ``width`` channels or heads each block keeps; dropped blocks are marked."""
     count = report.model.blocks.before
     figure = Figure((WIDTH, min(1.5 + 0.24 * count, 7)), layout="constrained")
@@ -171,7 +168,7 @@ def kept(report: PruneReport, parts: Sequence[Part], width: int, what: str) -> P
     )
 
 
-def kept_share(part: Part, width: int, size: int) -> np.ndarray:
+def kept_share(part: LayerReport | AttentionReport, width: int, size: int) -> np.ndarray:
     """Returns the fraction kept in each cell of ``size`` channels or heads; the last cell may have fewer."""
     cells = math.ceil(width / size)
     found = np.bincount(np.array(part.kept, dtype=int) // size, minlength=cells)

@@ -27,13 +27,11 @@ class RunReports:
 
 def with_sparsities(folders: Sequence[Path]) -> list[Path]:
     """Returns the folders; one without a report is replaced by its subfolders with one, as for several sparsities."""
-    return [run for folder in folders for run in _runs_in(folder)]
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    if (real_path(folder) / REPORT).is_file():
-        return [folder]
-    return sorted(file.parent for file in real_path(folder).glob(f"[!.]*/{REPORT}")) or [folder]
+    runs = []
+    for folder in folders:
+        inside = sorted(file.parent for file in real_path(folder).glob(f"[!.]*/{REPORT}"))
+        runs += [folder] if (real_path(folder) / REPORT).is_file() else inside or [folder]
+    return runs
 
 
 def read_run(folder: Path, bench: Path | None = None) -> RunReports:

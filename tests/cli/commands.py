@@ -19,6 +19,11 @@ from spap_jax.cli import main
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STORIES = EXAMPLES / "llama-stories"
 CALIBRATION, EVALUATION = EXAMPLES / "stories_calibration.txt", EXAMPLES / "stories_evaluation.txt"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""A chat template, for copies of the bundled model, which has none."""
 QUICK = ("--sequences", "16", "--sequence-length", "64", "--joint-passes", "0")
 
 
@@ -38,29 +43,35 @@ def spap(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     return Said(code, said.out, said.err)
 
 
-SAVING = """
-import sys
-from spap_jax.checkpoint import states
-from spap_jax.cli import main
-states.SECONDS = 0
-sys.exit(main())
-"""
-"""A program that runs a command and saves the state of steps at every check."""
+def succeed(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
+    """Runs a command in this process, which ends with exit code 0."""
+    said = spap(capsys, *words)
+    assert said.code == 0, said
+    return said
 
 
-def process(*words: object, saving: bool = False, **settings: str) -> subprocess.Popen[str]:
-    """Starts a command in another process; the state of its steps may be saved at every check."""
-    program = ["-c", SAVING] if saving else ["-m", "spap_jax"]
-    command = [sys.executable, *program, *map(str, words)]
+SAVING = "from spap_jax.checkpoint import states; states.SECONDS = 0"
+"""What a process does first so that the state of steps is saved at every check."""
+
+
+def process(*words: object, first: str = "", **settings: str) -> subprocess.Popen[str]:
+    """Starts a command in another process, which does something ``first``."""
+    program = f"import sys; {first}\nfrom spap_jax.cli import main\nsys.exit(main())"
+    command = [sys.executable, "-c", program, *map(str, words)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=os.environ | settings)
 
 
-def apart(*words: object, **settings: str) -> Said:
+def apart(*words: object, first: str = "", **settings: str) -> Said:
     """Runs a command in another process."""
-    run = process(*words, saving=False, **settings)
+    run = process(*words, first=first, **settings)
     out, err = run.communicate()
     return Said(run.returncode, out, err)
+
+
+def without(package: str, *words: object) -> Said:
+    """Runs a command in another process, which has not the package."""
+    return apart(*words, first=f"sys.modules[{package!r}] = None")
 
 
 def interrupt(capsys: pytest.CaptureFixture[str], kept: tuple[str, object], *words: object, time: int = 1) -> Said:

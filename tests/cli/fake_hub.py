@@ -75,7 +75,10 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
     def do_HEAD(self) -> None:
-        self._send(200, b"")
+        if self.path == "/":
+            self._send(200, b"")
+        else:
+            self._answer(b"")
 
     def do_GET(self) -> None:
         self._answer(b"")
@@ -91,7 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.headers.get("authorization", "")
         self.hub.tokens |= {sent.removeprefix("Bearer ")} if sent else set()
         if self.path.startswith(self.hub.refuse):
-            self._send(403, json.dumps({"error": f"you sent {sent}"}).encode())
+            error = f"you sent {sent}"
+            self._send(403, json.dumps({"error": error}).encode(), {"X-Error-Message": error})
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+", self.path) and self.path[12:] not in self.hub.models:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         else:
@@ -107,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass

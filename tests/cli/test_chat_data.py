@@ -1,4 +1,4 @@
-"""Conversations, mixtures and first tokens on the command line."""
+"""Conversations and first tokens on the command line."""
 
 import json
 import re
@@ -6,14 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import CALIBRATION, QUICK, STORIES, sentence, spap
+from commands import CALIBRATION, QUICK, STORIES, TEMPLATE, spap, succeed
 
 import spap_jax
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 TURNS = ("user", "Tell me a story about a dog"), ("assistant", "Once upon a time there was a little dog named Max.")
 
 
@@ -33,8 +29,7 @@ def talk(tmp_path: Path) -> Path:
 
 
 def test_perplexity_is_of_what_the_assistant_wrote_and_says_so(model: Path, talk: Path, capsys):
-    said = spap(capsys, "eval", model, "--data", talk, "--sequence-length", 64)
-    assert said.code == 0, said.err
+    said = succeed(capsys, "eval", model, "--data", talk, "--sequence-length", 64)
     blocks = spap_jax.load_tokens(talk, tokenizer=model, sequence_length=64, sequences=None, role="evaluation")
     assert blocks.mask is not None
     assert f"counting the {blocks.mask[:, 1:].sum()} tokens that the assistant wrote" in said.out
@@ -46,16 +41,6 @@ def test_every_sequence_begins_with_the_first_token_if_asked(tmp_path: Path, cap
     judged, pruned = tmp_path / "judged.txt", tmp_path / "pruned"
     judged.write_text(Path(CALIBRATION).read_text("utf-8")[-2000:], "utf-8")
     words = ["--data", CALIBRATION, "--eval", judged, "--bos", *QUICK, "--method", "magnitude"]
-    said = spap(capsys, "prune", STORIES, "--output", pruned, *words)
-    assert said.code == 0, said.err
+    succeed(capsys, "prune", STORIES, "--output", pruned, *words)
     assert (pruned / "spap_report.json").read_text().count("begin with <s>") == 2
     assert "begin with <s>" in spap(capsys, "eval", pruned, "--data", judged, "--bos").out
-
-
-def test_an_output_is_kept_apart_from_every_part_of_a_mixture(model: Path, talk: Path, tmp_path: Path, capsys):
-    inside = tmp_path / "texts"
-    inside.mkdir()
-    shutil.copy(CALIBRATION, inside / "a.txt")
-    data = f"{talk}:0.25,{inside / 'a.txt'}:0.75"
-    said = spap(capsys, "prune", model, "--data", data, "--output", inside, "--overwrite", *QUICK)
-    assert "contains the data (part 2)" in sentence(said)

@@ -5,11 +5,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from commands import EXAMPLES, STORIES, process, sentence, spap
+from commands import EXAMPLES, STORIES, apart, sentence, spap, succeed, without
 from datasets import Dataset, config
 
 from spap_jax.evaluation import tasks
@@ -35,8 +34,7 @@ def with_changes(folder: Path, **changes: object) -> Path:
 
 def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = tmp_path / "found.json"
-    said = spap(capsys, *WORDS, "--task-path", TASKS, "--limit", "6", "--json", found)
-    assert said.code == 0, said.err
+    said = succeed(capsys, *WORDS, "--task-path", TASKS, "--limit", "6", "--json", found)
     assert "log-likelihoods ..." in said.err
     lines = said.out.splitlines()
     assert lines[0].startswith(f"{STORIES}, the first 6 examples of each; ")
@@ -62,8 +60,7 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_data_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"goal": "Play", "sol1": "Take a ball.", "sol2": "Eat.", "label": number % 2} for number in range(4)]
     Dataset.from_list(rows).save_to_disk(tmp_path / "piqa" / "plain_text" / "validation")
-    said = spap(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path)
-    assert said.code == 0, said.err
+    said = succeed(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path)
     assert said.out.splitlines()[3].split()[:4] == ["piqa", "validation", "4", "acc"]
     assert "--task-data" in sentence(spap(capsys, "eval", STORIES, "--tasks", "piqa", "--task-data", tmp_path / "no"))
 
@@ -73,8 +70,7 @@ def test_a_standard_error_by_resampling(tmp_path: Path, capsys: pytest.CaptureFi
     metric = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
     changes = {"output_type": "loglikelihood", "doc_to_target": "{{choices[label]}}", "doc_to_choice": None}
     folder = with_changes(tmp_path / "tasks", **changes, metric_list=[metric])
-    said = spap(capsys, *WORDS, "--task-path", folder, "--limit", "6")
-    assert said.code == 0, said.err
+    said = succeed(capsys, *WORDS, "--task-path", folder, "--limit", "6")
     _, _, _, line = said.out.splitlines()
     *described, value, error = line.split()
     assert described == ["stories_cloze", "test", "6", "perplexity"]
@@ -131,13 +127,8 @@ def test_a_task_that_cannot_be_run(
 @pytest.mark.slow
 def test_a_hub_out_of_reach_is_said_at_once(tmp_path: Path) -> None:
     folder = with_changes(tmp_path / "tasks", dataset_path="owner/name", dataset_kwargs={})
-    settings: dict[str, Any] = {
-        "HF_ENDPOINT": "http://127.0.0.1:9",
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "*",
-    }
-    _, err = process(*WORDS, "--task-path", folder, **settings).communicate()
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    err = apart(*WORDS, "--task-path", folder, **hub).err
     assert "the data of stories_cloze is not on this machine and the hub http://127.0.0.1:9 cannot be reached" in err
     assert "Retry" not in err, "the slow retries of the hub's client were entered"
 
@@ -152,10 +143,4 @@ def test_only_another_part_of_its_data_is_in_the_cache(tmp_path: Path, capsys: p
 
 
 def test_without_the_harness() -> None:
-    program = (
-        "import sys; sys.modules['lm_eval'] = None\nfrom spap_jax.cli import main\n"
-        f"sys.exit(main(['eval', {str(STORIES)!r}, '--tasks', 'piqa']))"
-    )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert "spap-jax[eval]" in run.stderr
+    assert "spap-jax[eval]" in sentence(without("lm_eval", "eval", STORIES, "--tasks", "piqa"))

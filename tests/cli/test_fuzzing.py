@@ -23,6 +23,7 @@ import pytest
 from commands import STORIES, tiny, token_file
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load_file, save
 
 from spap_jax.cli import main
@@ -235,9 +236,9 @@ def test_weight_files(world: World, data: st.DataObject):
     world.ends_well("eval", str(folder), "--data", "../floats.npy")
 
 
-def parquet(columns: dict[str, list[Any]]) -> bytes:
+def parquet(rows: list[dict[str, Any]]) -> bytes:
     file = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     return file.getvalue()
 
 
@@ -247,35 +248,23 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def columns() -> st.SearchStrategy[dict[str, list[Any]]]:
-    cells = st.none() | st.text(max_size=40)
-    return st.integers(0, 3).flatmap(
-        lambda rows: st.dictionaries(
-            st.sampled_from(["text", "id", ""]),
-            st.lists(cells, min_size=rows, max_size=rows)
-            | st.lists(st.integers(-5, 5), min_size=rows, max_size=rows)
-            | st.lists(st.binary(max_size=4), min_size=rows, max_size=rows),
-            max_size=2,
-        )
-    )
+def rows() -> st.SearchStrategy[list[dict[str, Any]]]:
+    """Generates the rows of a table, in which a column has cells of one kind."""
+    kinds = st.none() | st.text(max_size=40), st.integers(-5, 5), st.binary(max_size=4)
+    columns = (st.fixed_dictionaries({}, optional={"text": cell, "": st.integers(-5, 5)}) for cell in kinds)
+    return st.one_of([st.lists(column, max_size=3) for column in columns])
 
 
 def arrays() -> st.SearchStrategy[np.ndarray]:
-    kinds = st.sampled_from(["i4", "i8", "u8", "u2", ">i4", "f4", "?", "c8", "U3", "M8[s]"])
-    shapes = st.sampled_from([(), (0,), (5,), (40,), (1, 40), (40, 1), (4, 0), (4, 9), (2, 3, 4)])
-    return st.builds(
-        lambda k, s, top: (np.arange(np.prod(s, dtype=int)).reshape(s) * top).astype(k),
-        kinds,
-        shapes,
-        st.sampled_from([1, 9, -1]),
-    )
+    shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
+    return hnp.arrays(hnp.scalar_dtypes() | st.just(np.dtype("U3")), shapes)
 
 
 CONTENTS = {
     ".txt": st.text().map(lambda text: text.encode(errors="surrogatepass")),
     ".jsonl": st.lists(values()).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
     ".json": values().map(lambda value: json.dumps(value).encode()),
-    ".parquet": columns().map(parquet),
+    ".parquet": rows().map(parquet),
     ".npy": arrays().map(npy),
     ".txt.gz": st.binary(),
     ".csv": st.binary(),

@@ -5,12 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import stores
-from commands import Said, left, sentence, spap, tiny, token_file
+from commands import left, sentence, spap, succeed, tiny, token_file
 from trees import hashes
 
 from spap_jax import checkpoint
-from spap_jax.storage.files import Folder
 
 SMALL = ("--sequences", "16", "--sequence-length", "16")
 WORDS = {
@@ -58,6 +56,7 @@ def test_an_output_that_touches_what_is_read(command: str, here: Path, capsys):
         ((*WORDS["finetune"], "--teacher", "./t/dense", "--output", "t"), "contains the teacher ./t/dense"),
         ((*WORDS["prune"], "--eval", "c4:e/text.txt", "--output", "e"), "contains the evaluation data e/text.txt"),
         ((*WORDS["prune"], "--eval", "file:///e/text.txt", "--output", "/e"), "data file:///e/text.txt"),
+        (("prune", "./in", "--data", "d/a.txt:0.25,e/b.txt:0.75", "--output", "e"), "contains the data (part 2)"),
         (("prune", "gs://b/in", "--data", "wikitext2", "--output", "gcs://b//in/"), "is the model gs://b/in"),
         (("prune", "./in", "--data", "c4:s3://b/x/text.txt", "--output", "s3://b/x"), "contains the data s3://"),
     ],
@@ -75,9 +74,9 @@ def test_several_sparsities_beside_files_of_others(here: Path, capsys):
     (here / "out" / "notes.txt").write_text("dear")
     before = hashes(here)
     words = (*WORDS["prune"], "--output", "out", "--overwrite", "--sparsity")
-    assert spap(capsys, *words, "0.25,0.5").code == 0
+    succeed(capsys, *words, "0.25,0.5")
     assert left(here / "out") == ["notes.txt", "sparsity-0.25", "sparsity-0.5"]
-    assert spap(capsys, *words, "0.25,0.5").code == 0
+    succeed(capsys, *words, "0.25,0.5")
     (here / "out" / "sparsity-0.5" / "notes.txt").write_text("dear")
     after = hashes(here)
     assert "sparsity-0.5 is not overwritten, because it holds files" in sentence(spap(capsys, *words, "0.25,0.5"))
@@ -102,27 +101,9 @@ def test_files_of_others_in_the_output(command: str, here: Path, capsys):
     assert hashes(here) == before
 
 
-def test_places_that_cannot_be(here: Path, capsys):
+def test_a_model_at_an_address_of_this_machine(here: Path, capsys):
     before = hashes(here)
-    assert "cannot be" in sentence(spap(capsys, *WORDS["prune"], "--output", "/proc/foo"))
+    for place, expected in (("v/base/dense", "is the model"), ("v/base", "contains the model")):
+        said = spap(capsys, *WORDS["orbax"], "--output", f"file://{here}/{place}", "--overwrite")
+        assert expected in sentence(said)
     assert hashes(here) == before
-
-
-def test_an_orbax_folder_at_an_address(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    stores.begin()
-    monkeypatch.setenv("SPAP_CACHE", str(here / "cache"))
-
-    def converted(output: str, *more: str) -> Said:
-        return spap(capsys, *WORDS["orbax"], "--output", output, *more)
-
-    before = hashes(here)
-    assert "is the model" in sentence(converted(f"file://{here}/v/base/dense", "--overwrite"))
-    assert "contains the model" in sentence(converted(f"file://{here}/v/base", "--overwrite"))
-    assert hashes(here) == before
-    assert converted("frail://bucket/out").code == 0
-    assert "exists" in sentence(converted("frail://bucket/out"))
-    assert converted("frail://bucket/out", "--overwrite").code == 0
-    Folder("frail://bucket/out").write("notes.txt", b"dear")
-    there = stores.contents("/bucket")
-    assert "notes.txt" in sentence(converted("frail://bucket/out", "--overwrite"))
-    assert stores.contents("/bucket") == there

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from commands import STORIES, left, sentence, spap
+from commands import STORIES, left, sentence, spap, succeed
 
 QUICK = ("--sequences", "16", "--sequence-length", "64", "--joint-passes", "0", "--rounds", "0")
 
@@ -20,8 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_plan_for_this_machine(folder: Path, tmp_path: Path, capsys):
-    said = spap(capsys, "plan", folder, *QUICK, "--sparsity", "0.5", "--json", tmp_path / "plan.json")
-    assert said.code == 0
+    said = succeed(capsys, "plan", folder, *QUICK, "--sparsity", "0.5", "--json", tmp_path / "plan.json")
     assert said.out.startswith(f"{folder}: 50 % of the MLP channels removed, 16 sequences of 64 tokens\n")
     assert "this machine: it fits" in said.out
     found = json.loads((tmp_path / "plan.json").read_text())
@@ -42,15 +40,11 @@ def test_a_plan_for_this_machine(folder: Path, tmp_path: Path, capsys):
         (("--sequence-length", "-5"), "--sequence-length"),
         (("--sequence-length", "513"), "512 positions"),
         (("--sparsity", "0.001"), "nothing to remove"),
-        (("--mesh", "h100x8"), r"spap-jax[cuda]"),
-        (("--mesh", "v5e-8"), r"spap-jax[tpu]"),
         (("--json", "no/x.json"), "no/x.json"),
     ],
 )
 def test_refusals(words: tuple[str, ...], noun: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for package in ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu"):
-        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     assert noun in sentence(spap(capsys, "plan", STORIES, *words))
     assert left(tmp_path) == []
 

@@ -113,22 +113,15 @@ def test_what_is_sent_is_what_was_written(kind: str, work: Path) -> None:
     for name in strays:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("mine")
-    files = files_of(folder)
-    page = {"spap_report.html"}
-    assert files.keys() == {name for name in map(relative(folder), folder.rglob("*")) if name} - page - {
-        *strays,
-        "spap_files.json",
-    }
+    files, page = files_of(folder), {"spap_report.html"}
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert files.keys() == there - page - {*strays, "spap_files.json"}
     named = left_out(folder, files)
     assert {"notes.md", ".secret", ".git/", "old/", "LICENSE.mine", "spap_reports.txt"} == set(named) - page
     assert "spap_files.json" not in named
     if kind == "trained":
         assert page <= set(named)
         assert files_of(folder, with_page=True).keys() == files.keys() | page
-
-
-def relative(folder: Path):
-    return lambda path: path.relative_to(folder).as_posix() if path.is_file() else None
 
 
 def test_push_names_what_it_leaves_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 import torch
 import transformers
-from commands import CALIBRATION, QUICK, spap, tiny, token_file
+from commands import CALIBRATION, QUICK, spap, succeed, tiny, token_file
 from hf_models import VARIANTS, hf_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -52,8 +52,7 @@ def llama_1(folder: Path) -> Path:
 def test_a_llama_1_as_it_was_converted_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source, text = llama_1(tmp_path / "in"), tmp_path / "text.txt"
     text.write_text(CALIBRATION.read_text()[:10_000])
-    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--data", text, *QUICK)
-    assert said.code == 0, said.err
+    said = succeed(capsys, "prune", source, "--output", tmp_path / "out", "--data", text, *QUICK)
     line = f"config.json of {source}: ignoring max_sequence_length, which transformers' LlamaForCausalLM does not read"
     assert said.err.splitlines().count(line) == 1
     for name in ("tokenizer.model", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
@@ -68,8 +67,7 @@ def test_a_config_that_says_more_than_is_read_stays_as_it_is(tmp_path: Path, cap
     source, written = tiny(tmp_path / "in", "llama_tied"), of_tiny_size("smollm2-135m-instruct", "llama_tied")
     (source / "config.json").write_text(written)
     tokens = token_file(tmp_path / "ids.npy")
-    said = spap(capsys, "prune", source, "--output", tmp_path / "out", "--data", tokens, *QUICK)
-    assert said.code == 0, said.err
+    said = succeed(capsys, "prune", source, "--output", tmp_path / "out", "--data", tokens, *QUICK)
     [line] = [line for line in said.err.splitlines() if "ignoring" in line]
     assert "ignoring is_llama_config, rope_interleaved, transformers.js_config, which" in line
     width = json.loads((tmp_path / "out" / "config.json").read_text())["intermediate_size"]

@@ -1,11 +1,9 @@
 """``spap report``: the files that it writes, and its refusals."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import QUICK, left, sentence, spap, tiny, token_file
+from commands import QUICK, left, sentence, spap, succeed, tiny, token_file, without
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +25,19 @@ def runs(made: Path) -> tuple[Path, Path]:
 def test_one_run(runs: tuple[Path, Path], tmp_path: Path, capsys):
     page = tmp_path / "new" / "page.html"
     words = ("report", runs[0], "--output", page)
-    assert spap(capsys, *words).code == 0
+    succeed(capsys, *words)
     assert left(page.parent) == ["page.html"]
     text = page.read_text()
     assert "<h1>dense, 24.5&nbsp;% of the MLP channels removed</h1>" in text
     assert "exists" in sentence(spap(capsys, *words))
     assert page.read_text() == text
-    assert spap(capsys, "report", runs[1], *words[2:], "--overwrite").code == 0
+    succeed(capsys, "report", runs[1], *words[2:], "--overwrite")
     assert page.read_text() != text
 
 
 def test_several_runs_are_a_table(made: Path, runs: tuple[Path, Path], capsys):
     before = left(made)
-    said = spap(capsys, "report", *runs)
-    assert said.code == 0
+    said = succeed(capsys, "report", *runs)
     assert all(name in said.out for name in ("sparsity-0.25", "sparsity-0.5"))
     assert spap(capsys, "report", made).out == said.out
     assert "name one" in sentence(spap(capsys, "report", *runs, "--output", made / "page.html"))
@@ -59,25 +56,14 @@ def test_nothing_is_written_when_something_is_wrong(runs: tuple[Path, Path], tmp
     assert "File name too long" in sentence(spap(capsys, *words[:2], "--output", tmp_path / ("x" * 300 + ".html")))
 
 
-def in_a_process(program: str, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", program, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_without_its_library_it_says_what_to_install(runs: tuple[Path, Path], tmp_path: Path):
-    program = (
-        "import sys\nsys.modules['matplotlib'] = None\nfrom spap_jax.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    done = in_a_process(program, "report", runs[0], "--output", tmp_path / "page.html")
-    assert done.returncode == 2
-    assert done.stderr == (
-        "spap: spap report needs matplotlib, which is not installed: install it with pip install 'spap-jax[report]'.\n"
-    )
+    said = sentence(without("matplotlib", "report", runs[0], "--output", tmp_path / "page.html"))
+    assert said.startswith("spap report needs matplotlib")
+    assert said.endswith("pip install 'spap-jax[report]'.")
     assert left(tmp_path) == []
 
 
 def test_a_page_needs_no_jax(runs: tuple[Path, Path], tmp_path: Path):
-    program = "import sys\nfrom spap_jax.cli import main\nsys.exit(main(sys.argv[1:]) or 'jax' in sys.modules)"
-    done = in_a_process(program, "report", runs[0], "--output", tmp_path / "page.html")
-    assert done.returncode == 0, done.stderr
-    assert "page.html" in left(tmp_path)
+    said = without("jax", "report", runs[0], "--output", tmp_path / "page.html")
+    assert said.code == 0, said.err
+    assert left(tmp_path) == ["page.html"]

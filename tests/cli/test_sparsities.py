@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import QUICK, left, sentence, spap, tiny, token_file
+from commands import QUICK, left, sentence, spap, succeed, tiny, token_file
 
 
 @pytest.fixture
@@ -17,8 +17,7 @@ def words(tmp_path: Path) -> tuple[object, ...]:
 def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: Path, capsys):
     words = (*words, "--method", "magnitude")
     (tmp_path / "settings.toml").write_text("sparsity = [0.25, 0.5]\n")
-    said = spap(capsys, *words, "--output", tmp_path / "all", "--config", tmp_path / "settings.toml")
-    assert said.code == 0
+    said = succeed(capsys, *words, "--output", tmp_path / "all", "--config", tmp_path / "settings.toml")
     assert left(tmp_path / "all") == ["sparsity-0.25", "sparsity-0.5"]
     assert said.err.count("measuring perplexity before pruning") == 1
     assert said.err.count("reading ") == 2  # the shapes for all, and the weights for the perplexity
@@ -31,7 +30,7 @@ def test_each_is_as_if_it_were_made_alone(words: tuple[object, ...], tmp_path: P
     ]
     for sparsity in ("0.25", "0.5"):
         alone, together = tmp_path / sparsity, tmp_path / "all" / f"sparsity-{sparsity}"
-        assert spap(capsys, *words, "--output", alone, "--sparsity", sparsity).code == 0
+        succeed(capsys, *words, "--output", alone, "--sparsity", sparsity)
         for name in ("model.safetensors", "config.json", "README.md"):
             assert (together / name).read_bytes() == (alone / name).read_bytes()
         one, other = read_report(alone), read_report(together)
