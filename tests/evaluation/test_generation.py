@@ -17,7 +17,7 @@ import transformers
 
 from spap_jax.backend import traced_for
 from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import SEGMENT, choose, decode_step, generate, prefill
+from spap_jax.evaluation.generation import SEGMENT, choose, generate, read, write
 from spap_jax.models import decoder
 from spap_jax.models.model import Model, Source
 from spap_jax.numerics import generation_dtype
@@ -137,41 +137,38 @@ def test_a_trained_model_continues_a_story() -> None:
 
 @pytest.mark.parametrize("name", ["qwen2_one_kv_head", "opt_125m_like"])
 def test_steps_equal_the_whole(name: str) -> None:
-    """Prefill and decode steps, as the speed benchmark runs them, match one forward pass in both weight layouts."""
+    """A prompt and further tokens match one forward pass, also in the layout of the weights that is timed."""
     config, params = hf_models.port(hf_models.hf_model(name))
     tokens, valid = (array[:2] for array in prompts())
     expected = decoder.forward(config, params, jnp.asarray(tokens), jnp.asarray(valid))
     wide, apart = decoder.unstacked(config, params)
     assert wide.intermediate % decoder.WIDTH_STEP == 0 < wide.intermediate - config.intermediate
+    extend = jax.jit(decoder.extend, static_argnums=0)
     for sizes, tree in ((config, params), (wide, apart)):
-        logits, cache = prefill(sizes, tree, tokens[:, :-2], valid[:, :-2], 12)
+        logits, cache = read(sizes, tree, tokens[:, :-2], valid[:, :-2], 12, "float32")
         np.testing.assert_allclose(logits, expected[:, -3], rtol=0, atol=1e-4)
         for i in (10, 11):
-            logits, cache = decode_step(sizes, tree, jnp.asarray(tokens[:, i]), cache)
+            logits, cache = extend(sizes, tree, tokens[:, i : i + 1], np.ones((2, 1), bool), cache)
             np.testing.assert_allclose(logits, expected[:, i], rtol=0, atol=1e-4)
 
 
-def test_products_are_of_full_precision_whoever_runs_the_programs() -> None:
+def test_products_are_of_full_precision_and_the_cache_is_updated_in_place() -> None:
     config, params = hf_models.port(hf_models.hf_model("llama_two_kv_heads"))
     tokens = jnp.zeros((2, 8), jnp.int32)
-    cache = decoder.empty_cache(config, 2, 64)
-    whole = prefill.lower(config, params, tokens, tokens == 0, 16)
-    for program in (whole, decode_step.lower(config, params, tokens[:, 0], cache)):
+    reading = read.lower(config, params, tokens, tokens == 0, 64, "float32")
+    logits, cache = read(config, params, tokens, tokens == 0, 64, "float32")
+    arguments = config, 0.0, 3, params, logits, cache, jax.random.split(jax.random.key(0), 2), np.int32(0)
+    writing = write.lower(*arguments)
+    for program in (reading, writing):
         products = [line for line in program.as_text().splitlines() if "dot_general" in line]
         assert products
         assert all("HIGHEST" in line for line in products)
-
-
-def test_a_step_updates_the_cache_in_place() -> None:
-    config, params = hf_models.port(hf_models.hf_model("llama_two_kv_heads"))
-    cache = decoder.empty_cache(config, 2, 64)
-    compiled = decode_step.lower(config, params, jnp.zeros(2, jnp.int32), cache).compile()
-    text = compiled.as_text() or ""
+    text = writing.compile().as_text() or ""
     shape = "f32[{}]".format(",".join(map(str, cache.keys.shape)))
     assert shape in text
     assert not re.findall(re.escape(shape) + r"\S* copy\(", text)
     before = cache.keys.unsafe_buffer_pointer(), cache.values.unsafe_buffer_pointer()
-    _, after = decode_step(config, params, jnp.zeros(2, jnp.int32), cache)
+    *_, after = write(*arguments)
     assert (after.keys.unsafe_buffer_pointer(), after.values.unsafe_buffer_pointer()) == before
 
 
