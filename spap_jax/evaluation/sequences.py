@@ -51,10 +51,8 @@ def batches(
     """Groups sequences into batches of few different shapes, the longest first.
 
     Args:
-        lengths: Number of tokens of each sequence.
         longest: Maximum length to which a row is padded.
         batch_tokens: Number of tokens that a device processes at once; it processes at least one sequence.
-        devices: Number of devices that share a batch.
         following: Number of tokens that will be appended to each sequence.
     """
     by_size = defaultdict(list)

@@ -53,12 +53,6 @@ def program(function: Any = None, /, **options: Any) -> Any:
     return call
 
 
-def compile_ahead(function: Any, *args: Any) -> None:
-    """Compiles a program for these arguments without running it, so that the compiler's memory can be released."""
-    if not is_dry():
-        function.lower(*args).compile()
-
-
 class Described(jax.ShapeDtypeStruct):
     """An array on the devices of a dry run: shape, dtype and sharding.
 
