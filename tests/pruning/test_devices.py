@@ -113,11 +113,6 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
         )  # fmt: skip
 
 
-def test_a_layer_comes_to_the_host(two_by_four, layer: dict):
-    got = placement.layer_to_host(layer)
-    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
-
-
 def test_a_stack_of_blocks_is_divided_as_a_block(two_by_four, layer: dict):
     config = dataclasses.replace(cases.divisible().config, layers=3)
     room = placement.zeros_for_blocks(config, layer, placement.param_spec)

@@ -221,19 +221,16 @@ def test_steps_grow_at_first_and_then_fall_linearly():
     np.testing.assert_allclose(rates(0.02, 1), [0.02], rtol=1e-6)
 
 
-def test_a_step_suits_each_scale_of_a_norm():
-    scales = jnp.asarray([[0.01, 0.1, 1.0, 50.0]] * 3)
-    weights: Any = {"mlp_norm": {"scale": scales}, "mlp": {"up": jnp.ones((3, 4, 4)), "up_bias": jnp.zeros((3, 4))}}
-    update: Any = relative().update(jax.tree.map(jnp.ones_like, weights), relative().init(weights), weights)[0]
-    np.testing.assert_allclose(update["mlp_norm"]["scale"], scales, rtol=1e-3)
-    np.testing.assert_allclose(update["mlp"]["up"], np.ones((3, 4, 4)), rtol=1e-3)
-    np.testing.assert_allclose(update["mlp"]["up_bias"], np.full((3, 4), 1e-3), rtol=1e-3)
-
-
 @pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_a_scale_that_is_stored_less_a_shift_moves_relative_to_what_is_used(shift: float):
+def test_a_step_suits_each_scale_of_a_norm(shift: float):
+    """One that is stored less a shift moves relative to what is used."""
     used = jnp.asarray([[0.01, 0.1, 1.0, 50.0]] * 3)
-    weights = {"mlp_norm": {"scale": used - shift}}
+    weights: Any = {
+        "mlp_norm": {"scale": used - shift},
+        "mlp": {"up": jnp.ones((3, 4, 4)), "up_bias": jnp.zeros((3, 4))},
+    }
     optimizer = relative(norm_shift=shift)
     update: Any = optimizer.update(jax.tree.map(jnp.ones_like, weights), optimizer.init(weights), weights)[0]
     np.testing.assert_allclose(update["mlp_norm"]["scale"], used, rtol=1e-3)
+    np.testing.assert_allclose(update["mlp"]["up"], np.ones((3, 4, 4)), rtol=1e-3)
+    np.testing.assert_allclose(update["mlp"]["up_bias"], np.full((3, 4), 1e-3), rtol=1e-3)
