@@ -144,7 +144,6 @@ def generate(
 
     Args:
         tokens: Prompts [B, T], padded on the left to a common length; or the result of ``load_tokens``.
-        max_new_tokens: Maximum number of tokens to generate.
         valid: [B, T], False for padding. By default the prompts have no padding.
         temperature: 0 selects the likeliest token each time; above 0, tokens are sampled, which requires ``key``.
         key: Random key of ``jax.random``, from which that of each sequence is made; or keys [B], one for each sequence.

@@ -69,18 +69,15 @@ def write(
     Every setting of `WriteSettings` can be given as a keyword argument, which overrides the value in ``settings``.
 
     Args:
-        model: Usually the dense model.
         data: Text, as for ``load_tokens``: the model continues the first words of its paragraphs. By default it
             continues its start token alone.
         prompts: Prompts that a chat model answers, in place of ``data``: a file, a data set of the hub, or rows: texts,
             or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end is left out. An answer
             may end early; a text goes on after an end token, as texts in training do.
         tokenizer: A model folder, a hub id or a tokenizer object of transformers. By default the model's own.
-        settings: Settings of writing; by default ``WriteSettings()``.
         devices: Number of devices; by default all of them, but only one if they are CPUs.
         model_devices: Number of devices that share the weights; by default as many as they need.
         watch: Called with the number of sequences written and the total.
-        **changes: Individual settings.
 
     Returns:
         Rows that ``load_tokens`` takes: dicts with a ``text``, or with the ``messages`` of a conversation.

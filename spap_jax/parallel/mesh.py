@@ -38,11 +38,9 @@ _FOR_WEIGHTS = 0.7
 
 
 def smallest_model_size(weights: int, memory: int | None, count: int) -> int:
-    """Returns how many of ``count`` devices have to share weights of this size, a divisor of ``count``.
+    """Returns how many of ``count`` devices have to share weights of so many bytes, a divisor of ``count``.
 
-    Args:
-        weights: Bytes of the weights.
-        memory: Bytes of memory of a device; None if it has no memory of its own, as a CPU.
+    ``memory`` is that of a device in bytes; None if it has no memory of its own, as a CPU.
     """
     if memory is None:
         return 1

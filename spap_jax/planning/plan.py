@@ -132,12 +132,8 @@ def run_that_fits(
     The programs of the steps are compiled for the mesh around, which the run needs anyway; not on CPUs, which have the
     memory of the machine. All processes of a run have to call this.
 
-    Args:
-        tokens: Calibration sequences, as for `resolve`.
-        outer: The dense decoder's parameters outside the blocks.
-        dtype: Data type of the pruned weights, as for `resolve`.
-        room: Bytes of a device that the run may use. By default what its devices have left.
-        watch: Called with the name of each program before it is compiled.
+    Arguments are those of `resolve` and `plan`, and ``outer``, the dense decoder's parameters outside the blocks. By
+    default the run may use what its devices have left.
 
     Raises:
         UserError: see `resolve`.

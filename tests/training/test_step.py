@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from spap_jax.models import decoder, loss
 from spap_jax.models.registry import family_of
@@ -154,10 +155,8 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     """Yield all equations of a program."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (list, tuple)) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                yield from equations(inner) if hasattr(inner, "eqns") else ()
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def equations_of_step(what: str, sequences: int, name: str) -> list[Any]:
