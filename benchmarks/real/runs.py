@@ -120,19 +120,7 @@ def row_of(
     windows: int,
     commit: str,
 ) -> Row:
-    """Measures the result of a command in its output folder.
-
-    Args:
-        name: Name of the dense model.
-        sparsity: Fraction of the MLP channels to remove.
-        method: One of ``METHODS``.
-        command: Words of the command.
-        dense: The dense model.
-        folder: The output of the command.
-        texts: Windows [B, T] by name of the text.
-        windows: Number of windows that were asked for.
-        commit: Commit of the code.
-    """
+    """Measures the result of a command in its output folder on texts, windows [B, T] by name; see `Row`."""
     pruned, report = spap.load(folder), msgspec.json.decode((folder / "spap_report.json").read_bytes())
     work = GenerationWorkload(prompt=min(GenerationWorkload.prompt, dense.config.positions - GenerationWorkload.new))
     before, after = time_generation([dense, pruned], work)

@@ -55,15 +55,7 @@ class Answers(msgspec.Struct, frozen=True):
 
 
 def answer(name: str, command: str, model: spap.Model, data: Path, limit: int) -> list[Answers]:
-    """Runs the tasks.
-
-    Args:
-        name: Name of the dense model.
-        command: The words of the pruned model's command.
-        model: The model that answers.
-        data: Folder with the tasks' data, as of ``spap eval --task-data``.
-        limit: Maximum number of examples of each task.
-    """
+    """Runs the tasks on data in a folder, as of ``spap eval --task-data``; the rest is as in `Answers`."""
     from spap_jax.evaluation.harness import HarnessModel
     from spap_jax.evaluation.tasks import choose_tasks, run_tasks, split_of
     from spap_jax.progress import counting

@@ -82,8 +82,7 @@ def finetune(
     from spap_jax.parallel.processes import barrier, is_leader
     from spap_jax.report.card import trained_files
     from spap_jax.report.schema import Check, Extras, Perplexities, converted
-    from spap_jax.training.finetune import check, run
-    from spap_jax.training.identity import finetune_identity
+    from spap_jax.training.finetune import check, identity, run
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), resume=resume)
     with stopping() as before_end:
@@ -98,10 +97,10 @@ def finetune(
         blocks, judged = read_texts(data, eval, start.source, start.config, *how)
         check(start, blocks.tokens, dense, settings)
         with use_mesh(devices, model_devices):
-            identity = finetune_identity(start, dense, blocks, settings)
+            depends_on = identity(start, dense, blocks, settings)
         dtypes = array_dtypes(start.params, start.config)
         opened = FolderStore(
-            output, identity, start.config, start.source, dtypes, overwrite=overwrite, fresh=not resume
+            output, depends_on, start.config, start.source, dtypes, overwrite=overwrite, fresh=not resume
         )
         shared = None if model_devices == 1 else model_devices  # training gathers a block at a time, a judge has all
 

@@ -30,35 +30,6 @@ _CACHE = decoder.Cache(P(None, "data"), P(None, "data"), mesh.DATA_SPEC, P())  #
 """The specs of a cache whose sequences are sharded over ``data``."""
 
 
-@functools.partial(jax.jit, static_argnames=("config", "size", "dtype"))
-@full_precision
-def prefill(
-    config: DecoderConfig,
-    params: decoder.Params,
-    tokens: jax.Array,
-    valid: jax.Array,
-    size: int,
-    dtype: DTypeLike = jnp.float32,
-) -> tuple[jax.Array, decoder.Cache]:
-    """Reads prompts [B, T] into a new cache -> logits of the last token [B, v], and the cache.
-
-    Args:
-        valid: [B, T], False for padding, which is on the left.
-        size: Capacity of the cache (S) in tokens, including padding.
-        dtype: Data type of the cache and of the computation.
-    """
-    return decoder.extend(config, params, tokens, valid, decoder.empty_cache(config, tokens.shape[0], size, dtype))
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-@full_precision
-def decode_step(
-    config: DecoderConfig, params: decoder.Params, token: jax.Array, cache: decoder.Cache
-) -> tuple[jax.Array, decoder.Cache]:
-    """Appends one token to each sequence. token: [B] -> logits [B, v], and the cache, updated in place."""
-    return decoder.extend(config, params, token[:, None], jnp.ones((token.shape[0], 1), bool), cache)
-
-
 def choose(temperature: float, logits: jax.Array, keys: jax.Array) -> jax.Array:
     """Selects or samples the next token of each sequence, with its own key. logits: [B, v], keys: [B] -> [B] int32."""
     if temperature == 0:
@@ -69,11 +40,6 @@ def choose(temperature: float, logits: jax.Array, keys: jax.Array) -> jax.Array:
 def keys_of(key: jax.Array, numbers: ArrayLike) -> jax.Array:
     """Returns a random key for each number of a sequence. numbers: [B] -> [B] keys."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(numbers))
-
-
-def keys_at(keys: jax.Array, step: jax.Array | int) -> jax.Array:
-    """Returns the random keys of one step. keys: [B] -> [B] keys."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, step)
 
 
 def segments(
@@ -110,8 +76,17 @@ def segments(
 def read(
     config: DecoderConfig, params: decoder.Params, tokens: jax.Array, valid: jax.Array, size: int, dtype: DTypeLike
 ) -> tuple[jax.Array, decoder.Cache]:
-    """Computes `prefill`, of which each device computes its own sequences."""
-    own = functools.partial(prefill, config, size=size, dtype=dtype)
+    """Reads prompts [B, T] into a new cache -> logits of the last token [B, v], and the cache.
+
+    Args:
+        valid: [B, T], False for padding, which is on the left.
+        size: Capacity of the cache (S) in tokens, including padding.
+        dtype: Data type of the cache and of the computation.
+    """
+
+    def own(params: decoder.Params, tokens: jax.Array, valid: jax.Array) -> tuple[jax.Array, decoder.Cache]:
+        return decoder.extend(config, params, tokens, valid, decoder.empty_cache(config, len(tokens), size, dtype))
+
     return _each_device(own, tokens, (P(), *[mesh.DATA_SPEC] * 2), (mesh.DATA_SPEC, _CACHE))(params, tokens, valid)
 
 
@@ -127,12 +102,16 @@ def write(
     keys: jax.Array,
     first: jax.Array,
 ) -> tuple[jax.Array, jax.Array, decoder.Cache]:
-    """Generates tokens. logits: [B, v], keys: [B] -> tokens [B, count], the logits after them [B, v], the cache."""
+    """Generates tokens; the cache is updated in place.
+
+    logits: [B, v], keys: [B] -> tokens [B, count], the logits after them [B, v], the cache.
+    """
 
     def own(params: decoder.Params, logits: jax.Array, cache: decoder.Cache, keys: jax.Array, first: jax.Array) -> Any:
         def step(carry: tuple[jax.Array, decoder.Cache], number: jax.Array) -> tuple[Any, jax.Array]:
-            token = choose(temperature, carry[0], keys_at(keys, number))
-            return decode_step(config, params, token, carry[1]), token
+            logits, cache = carry
+            token = choose(temperature, logits, jax.vmap(jax.random.fold_in, (0, None))(keys, number))
+            return decoder.extend(config, params, token[:, None], jnp.ones((len(token), 1), bool), cache), token
 
         (logits, cache), tokens = jax.lax.scan(step, (logits, cache), first + jnp.arange(count))
         return tokens.T, logits, cache
@@ -165,7 +144,6 @@ def generate(
 
     Args:
         tokens: Prompts [B, T], padded on the left to a common length; or the result of ``load_tokens``.
-        max_new_tokens: Maximum number of tokens to generate.
         valid: [B, T], False for padding. By default the prompts have no padding.
         temperature: 0 selects the likeliest token each time; above 0, tokens are sampled, which requires ``key``.
         key: Random key of ``jax.random``, from which that of each sequence is made; or keys [B], one for each sequence.
@@ -189,7 +167,10 @@ def generate(
         ) from error
     mask = np.ones(prompts.shape, bool) if valid is None else np.asarray(valid).astype(bool)
     _check_prompts(model.config, prompts, mask, max_new_tokens)
-    check_sampling(temperature, key)
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"{option('temperature')} is {temperature}, but must be 0 or more.")
+    if temperature > 0 and key is None:
+        raise UserError("sampling needs a random key: pass key=jax.random.key(0), or temperature=0 for no sampling.")
     ends = end_tokens(model) if eos is None else _as_tuple(eos)
     prompts = prompts.astype(np.int32)
     left = ((0, 0), (-prompts.shape[1] % PROMPT_STEP, 0))
@@ -263,11 +244,3 @@ def _check_prompts(config: DecoderConfig, prompts: np.ndarray, valid: np.ndarray
             f"a prompt of {longest} tokens and {new} new ones do not fit the model's {config.positions} positions; "
             "shorten the prompt or lower max_new_tokens."
         )
-
-
-def check_sampling(temperature: float, key: jax.Array | None) -> None:
-    """Raises UserError unless the temperature is in range, and there is a random key if one is needed."""
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"{option('temperature')} is {temperature}, but must be 0 or more.")
-    if temperature > 0 and key is None:
-        raise UserError("sampling needs a random key: pass key=jax.random.key(0), or temperature=0 for no sampling.")

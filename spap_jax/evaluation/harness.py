@@ -88,16 +88,14 @@ class HarnessModel(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Returns the log-likelihood of each text, in windows of the model's length; the first has the prefix token."""
-        windows = [list(self._windows(str(request.args[0]))) for request in requests]
+        windows = []
+        for request in requests:
+            tokens = self.tok_encode(str(request.args[0]))
+            rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            windows.append([*map(make_disjoint_window, rolling)])
         pairs = [(("", ""), *window) for text in windows for window in text]
         values = iter(value for value, _ in self._loglikelihood_tokens(pairs, what="log-likelihoods of texts"))
         return [sum(islice(values, len(text))) for text in windows]
-
-    def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
-        """Returns pairs of context and continuation that together predict every token of a text once."""
-        tokens = self.tok_encode(text)
-        rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
-        return map(make_disjoint_window, rolling)
 
     def _loglikelihood_tokens(
         self,
@@ -143,12 +141,9 @@ class HarnessModel(TemplateLM):
         known: dict[str, Any] = dict(normalize_gen_kwargs(settings, NEW_TOKENS))
         stops = [stop for stop in handle_stop_sequences(known.pop("until"), eos=self.tokenizer.eos_token) if stop]
         new = known.pop("max_gen_toks")
-        if not known["do_sample"]:  # these have no effect then
-            known = {
-                name: value
-                for name, value in known.items()
-                if name not in ("do_sample", "temperature", "top_k", "top_p")
-            }
+        if not known["do_sample"]:
+            for without_effect in ("do_sample", "temperature", "top_k", "top_p"):
+                known.pop(without_effect, None)
         if known:
             raise UserError(
                 f"a task generates with {', '.join(known)}, which is not supported: leave that task out, or set no "

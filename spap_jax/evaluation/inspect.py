@@ -4,7 +4,6 @@
 run on the host: they check numbers, call jitted programs one after the other, and return results.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from spap_jax.data.tokens import check_counted, mask_of
 from spap_jax.errors import UserError
 from spap_jax.evaluation.perplexity import compare
 from spap_jax.evaluation.perplexity import perplexity as window_perplexity
-from spap_jax.models import DecoderConfig, Params, decoder
+from spap_jax.models import decoder
 from spap_jax.models.loss import text_loss
 from spap_jax.models.model import Model, checked
 from spap_jax.numerics import forward_precision
@@ -114,10 +113,5 @@ def loss(model: Model, tokens: Any) -> jax.Array:
     return _text_loss(model.config, model.params, blocks, mask)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-@forward_precision
-def _logits(config: DecoderConfig, params: Params, tokens: jax.Array, valid: jax.Array) -> jax.Array:
-    return decoder.forward(config, params, tokens, valid)
-
-
+_logits = jax.jit(forward_precision(decoder.forward), static_argnames="config")
 _text_loss = jax.jit(forward_precision(text_loss), static_argnames="config")

@@ -1,6 +1,7 @@
 """Perplexity as papers measure it, and divergence of two models: on fixed windows, every prediction counted once."""
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -40,12 +41,8 @@ def perplexity(
     """
     tokens, counted = counted_windows("perplexity", tokens, mask)
     check_length(model.config, tokens.shape[1])
-    params = shard_params(model.config, model.params)
-
-    def begin(part: np.ndarray, counts: np.ndarray) -> jax.Array:
-        return negative_log_likelihood(model.config, params, mesh.shard_chunks(part), mesh.shard_chunks(counts))
-
-    return float(np.exp(_total(begin, tokens, counted, batch_tokens, watch) / counted.sum()))
+    sums = functools.partial(negative_log_likelihood, model.config, shard_params(model.config, model.params))
+    return float(np.exp(_total(sums, tokens, counted, batch_tokens, watch) / counted.sum()))
 
 
 class Comparison(NamedTuple):
@@ -87,32 +84,33 @@ def compare(
             "give a model and what was made of it."
         )
     params = shard_params(dense.config, dense.params), shard_params(pruned.config, pruned.params)
-
-    def begin(part: np.ndarray, counts: np.ndarray) -> jax.Array:
-        return _compared(configs, params, mesh.shard_chunks(part), mesh.shard_chunks(counts))
-
-    dense_loss, pruned_loss, divergence, agreement = _total(begin, tokens, counted, batch_tokens, watch) / counted.sum()
+    sums = functools.partial(_compared, configs, params)
+    dense_loss, pruned_loss, divergence, agreement = _total(sums, tokens, counted, batch_tokens, watch) / counted.sum()
     return Comparison(float(np.exp(dense_loss)), float(np.exp(pruned_loss)), float(divergence), float(agreement))
 
 
 def _total(
-    begin: Callable[[np.ndarray, np.ndarray], jax.Array],
+    sums: Callable[[jax.Array, jax.Array], jax.Array],
     tokens: np.ndarray,
     counted: np.ndarray,
     batch_tokens: int,
     watch: Callable[[int, int], None] = lambda *_: None,
 ) -> np.ndarray:
-    """Adds up in float64 what each batch sums in float32; the device computes while the next batch is prepared."""
-    count, total, waiting, done = len(tokens), np.float64(0), None, 0
+    """Adds up in float64 what ``sums`` of each batch, windows [D, b, T] and predictions [D, b, T - 1], is in float32.
+
+    The last batch is padded with windows that do not count, so that all batches share one compilation.
+    """
+    if not is_count(batch_tokens):
+        raise UserError(f"{option('batch_tokens')} must be a whole number of at least 1, not {batch_tokens!r}.")
+    shares, count, total = mesh.data_size(), len(tokens), np.zeros(())
+    each = min(-(-count // shares), max(1, batch_tokens // tokens.shape[1]))
+    batch = shares * each
     watch(0, count)
-    for part, counts in window_batches(tokens, counted, batch_tokens):
-        now, size = begin(part, counts), counts.shape[0] * counts.shape[1]
-        if waiting is not None:
-            total = total + np.asarray(waiting, np.float64)
-            watch(done, count)
-        waiting, done = now, min(count, done + size)
-    total = total + np.asarray(waiting, np.float64)
-    watch(count, count)
+    for first in range(0, count, batch):
+        parts = (array[first : first + batch] for array in (tokens, counted))
+        whole = (np.pad(part, ((0, batch - len(part)), (0, 0))).reshape(shares, each, -1) for part in parts)
+        total = total + np.asarray(sums(*map(mesh.shard_chunks, whole)), np.float64)
+        watch(min(count, first + batch), count)
     return total
 
 
@@ -129,16 +127,6 @@ def check_finite(value: float, name: str, what: str = "perplexity") -> None:
         )
 
 
-def check_batch(batch_tokens: int) -> None:
-    """Checks the number of tokens that pass through a model at once.
-
-    Raises:
-        UserError: it is not a whole number of at least 1.
-    """
-    if not is_count(batch_tokens):
-        raise UserError(f"{option('batch_tokens')} must be a whole number of at least 1, not {batch_tokens!r}.")
-
-
 def counted_windows(measure: str, tokens: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns windows [B, T] as int32, and which predictions count, bool [B, T - 1]: those of the tokens in the mask.
 
@@ -152,23 +140,6 @@ def counted_windows(measure: str, tokens: np.ndarray, mask: np.ndarray | None) -
     if not counted.any():
         raise UserError(f"{measure} needs a prediction that counts, and the mask has none: give other windows.")
     return tokens, counted
-
-
-def window_batches(
-    tokens: np.ndarray, counted: np.ndarray, batch_tokens: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields windows [B, T] in batches [D, b, T], b for each device, with those of their predictions [B, T - 1].
-
-    The last batch is padded with windows that do not count, so that all batches share one compilation.
-    """
-    check_batch(batch_tokens)
-    shares = mesh.data_size()
-    each = min(-(-len(tokens) // shares), max(1, batch_tokens // tokens.shape[1]))
-    batch = shares * each
-    for first in range(0, len(tokens), batch):
-        parts = (array[first : first + batch] for array in (tokens, counted))
-        whole, counts = (np.pad(part, ((0, batch - len(part)), (0, 0))) for part in parts)
-        yield whole.reshape(shares, each, -1), counts.reshape(shares, each, -1)
 
 
 @program(static_argnames="config")

@@ -51,17 +51,15 @@ def batches(
     """Groups sequences into batches of few different shapes, the longest first.
 
     Args:
-        lengths: Number of tokens of each sequence.
         longest: Maximum length to which a row is padded.
         batch_tokens: Number of tokens that a device processes at once; it processes at least one sequence.
-        devices: Number of devices that share a batch.
         following: Number of tokens that will be appended to each sequence.
     """
     by_size = defaultdict(list)
     for member, length in enumerate(lengths):
         by_size[max(length, min(longest, max(SHORTEST, _rounded_up(length))))].append(member)
     for size, members in sorted(by_size.items(), reverse=True):
-        share = min(max(1, batch_tokens // (size + following)), _power_of_two(-(-len(members) // devices)))
+        share = min(max(1, batch_tokens // (size + following)), power_of_two(-(-len(members) // devices)))
         rows = devices * share
         yield from (Batch(members[first : first + rows], rows, size) for first in range(0, len(members), rows))
 
@@ -91,11 +89,12 @@ def log_likelihoods(
     most: dict[int, tuple[int, int]] = {}  # by length: one program for all batches of a length
     for batch in parts:
         own, (count, choices) = [members[group] for group in batch.members], most.get(batch.length, (1, 1))
-        count = max(count, *(_power_of_two(predicted[first]) for first, *_ in own))
-        most[batch.length] = count, max(choices, *(_power_of_two(len(each)) for each in own))
+        count = max(count, *(power_of_two(predicted[first]) for first, *_ in own))
+        most[batch.length] = count, max(choices, *(power_of_two(len(each)) for each in own))
 
     def scores(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        tokens, valid = _padded(model.config, batch, inputs, left=False)
+        given = [inputs[group] for group in batch.members]
+        tokens, valid = padded(model.config, given, batch.rows, batch.length, left=False)
         ends = valid.sum(axis=1)
         count, choices = most[batch.length]
         places = ends[:, None] - np.arange(count, 0, -1)
@@ -180,25 +179,29 @@ def continuations(
     """
     lengths = [len(prompt) for prompt in prompts]
     for batch in batches(lengths, model.config.positions, batch_tokens, mesh.data_size(), new):
-        given = _padded(model.config, batch, prompts, left=True)
+        given = [prompts[member] for member in batch.members]
+        tokens, valid = padded(model.config, given, batch.rows, batch.length, left=True)
         keys = keys_of(jax.random.key(0), np.arange(batch.rows))  # without effect at temperature 0
         written: list[list[int]] = []
-        for some in segments(model.config, model.params, *given, new, 0.0, keys, jnp.float32):
+        for some in segments(model.config, model.params, tokens, valid, new, 0.0, keys, jnp.float32):
             written = some[: len(batch.members)].tolist()
             if all(map(ended, written)):
                 break
         yield dict(zip(batch.members, written, strict=True))
 
 
-def _padded(
-    config: DecoderConfig, batch: Batch, sequences: Sequence[Sequence[int]], left: bool
+def padded(
+    config: DecoderConfig, sequences: Sequence[Sequence[int]], rows: int, length: int, left: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the token ids [B, T] of a batch, and a mask [B, T] that is False for padding."""
-    tokens = np.zeros((batch.rows, batch.length), np.int64)
+    """Returns token ids [rows, length], and a mask of that shape that is False for padding, on the left or right.
+
+    Raises:
+        UserError: a token id is not in the model's vocabulary.
+    """
+    tokens = np.zeros((rows, length), np.int64)
     valid = np.zeros(tokens.shape, bool)
-    for row, member in enumerate(batch.members):
-        sequence = sequences[member]
-        place = slice(batch.length - len(sequence), None) if left else slice(len(sequence))
+    for row, sequence in enumerate(sequences):
+        place = slice(length - len(sequence), None) if left else slice(len(sequence))
         tokens[row, place], valid[row, place] = sequence, True
     _check_known(config, tokens)
     return tokens.astype(np.int32), valid
@@ -212,12 +215,12 @@ def _check_known(config: DecoderConfig, tokens: np.ndarray) -> None:
         )
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """Returns the smallest power of two that is at least the number."""
     return 1 << max(0, number - 1).bit_length()
 
 
 def _rounded_up(length: int) -> int:
     """Returns the smallest power of two, or three quarters of one, that is at least the length."""
-    power = _power_of_two(length)
+    power = power_of_two(length)
     return max(3 * power // 4, 1) if length <= 3 * power // 4 else power

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import datasets
@@ -26,14 +26,7 @@ BOOTSTRAP = 1000
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
-class Chosen(NamedTuple):
-    """The tasks chosen: their names, and the manager that loads them."""
-
-    names: list[str]
-    manager: TaskManager
-
-
-def choose_tasks(asked: Sequence[str], task_path: Path | None = None, task_data: Path | None = None) -> Chosen:
+def choose_tasks(asked: Sequence[str], task_path: Path | None = None, task_data: Path | None = None) -> "Tasks":
     """Finds tasks, groups and tags by name.
 
     Args:
@@ -47,13 +40,21 @@ def choose_tasks(asked: Sequence[str], task_path: Path | None = None, task_data:
     for name, folder in (("task_path", task_path), ("task_data", task_data)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"there is no folder {folder}: give {option(name)} one that exists.")
-    manager = _manager(asked, task_path)
-    manager.data = task_data
-    names = [name for each in asked for name in _matches(each, manager)]
-    return Chosen(list(dict.fromkeys(names)), manager)
+    tasks = Tasks(include_path=str(task_path), include_defaults=False) if task_path else None
+    if tasks is None or not {*asked} <= {*tasks.all_subtasks}:  # reading the other tasks takes seconds
+        tasks = Tasks(include_path=task_path and str(task_path))
+    tasks.data, tasks.names = task_data, []
+    for name in asked:
+        matching = tasks.match_tasks([name])
+        if not matching:
+            near = ", ".join(difflib.get_close_matches(name, tasks.all_tasks, n=5))
+            raise UserError(f"there is no readable task {name}: check its name{f' (near it: {near})' if near else ''}.")
+        tasks.names += matching
+    tasks.names = list(dict.fromkeys(tasks.names))
+    return tasks
 
 
-def run_tasks(model: LM, tasks: Chosen, limit: int | None = None, samples: bool = False) -> dict[str, Any]:
+def run_tasks(model: LM, tasks: "Tasks", limit: int | None = None, samples: bool = False) -> dict[str, Any]:
     """Runs tasks with ``lm_eval.simple_evaluate`` and returns its results.
 
     Args:
@@ -68,7 +69,7 @@ def run_tasks(model: LM, tasks: Chosen, limit: int | None = None, samples: bool 
         results = simple_evaluate(
             model=model,
             tasks=[*tasks.names],
-            task_manager=tasks.manager,
+            task_manager=tasks,
             limit=limit,
             bootstrap_iters=BOOTSTRAP,
             log_samples=samples,
@@ -119,10 +120,11 @@ def _data_in(folder: Path | None) -> Iterator[None]:
         yield
 
 
-class _Tasks(TaskManager):
-    """The harness's task manager, with loading errors reported as a ``UserError``."""
+class Tasks(TaskManager):
+    """The tasks that were chosen, by ``names``, in the harness's manager; loading errors are a ``UserError``."""
 
-    data: Path | None = None
+    names: list[str]
+    data: Path | None
 
     def load(self, task_list: Any) -> Any:
         """Builds tasks and reads their data: from the folder, else from the cache if possible, else from the hub."""
@@ -148,20 +150,3 @@ class _Tasks(TaskManager):
             if getattr(task, "MULTIMODAL", False):
                 raise UserError(f"the task {name} has images or sound, and the models here read text: leave it out.")
         return loaded
-
-
-def _manager(names: Sequence[str], task_path: Path | None) -> _Tasks:
-    """Returns a manager of all tasks, or only of the folder's if it has all names: reading the others takes seconds."""
-    if task_path is None:
-        return _Tasks()
-    own = _Tasks(include_path=str(task_path), include_defaults=False)
-    return own if {*names} <= {*own.all_subtasks} else _Tasks(include_path=str(task_path))
-
-
-def _matches(name: str, manager: TaskManager) -> list[str]:
-    """Returns the tasks that match a name or a pattern."""
-    matching = manager.match_tasks([name])
-    if not matching:
-        near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, n=5))
-        raise UserError(f"there is no readable task {name}: check its name{f' (near it: {near})' if near else ''}.")
-    return matching

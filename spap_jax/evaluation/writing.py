@@ -17,6 +17,7 @@ from spap_jax.data.sources import Data, open_data
 from spap_jax.data.tokens import load_tokenizer
 from spap_jax.errors import UserError, option, warn
 from spap_jax.evaluation.generation import end_tokens, generate, keys_of
+from spap_jax.evaluation.sequences import padded, power_of_two
 from spap_jax.models.model import Model, checked
 from spap_jax.numerics import generation_dtype
 from spap_jax.parallel.mesh import data_size, use_mesh
@@ -68,18 +69,15 @@ def write(
     Every setting of `WriteSettings` can be given as a keyword argument, which overrides the value in ``settings``.
 
     Args:
-        model: Usually the dense model.
         data: Text, as for ``load_tokens``: the model continues the first words of its paragraphs. By default it
             continues its start token alone.
         prompts: Prompts that a chat model answers, in place of ``data``: a file, a data set of the hub, or rows: texts,
             or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end is left out. An answer
             may end early; a text goes on after an end token, as texts in training do.
         tokenizer: A model folder, a hub id or a tokenizer object of transformers. By default the model's own.
-        settings: Settings of writing; by default ``WriteSettings()``.
         devices: Number of devices; by default all of them, but only one if they are CPUs.
         model_devices: Number of devices that share the weights; by default as many as they need.
         watch: Called with the number of sequences written and the total.
-        **changes: Individual settings.
 
     Returns:
         Rows that ``load_tokens`` takes: dicts with a ``text``, or with the ``messages`` of a conversation.
@@ -151,7 +149,9 @@ def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[li
     cut_off = 0
     for start in range(first - first % size, number, size):
         members = np.minimum(np.arange(start, start + size), number - 1)  # the last batch has the shape of the others
-        prompts, valid = _padded([beginnings[member % len(beginnings)] for member in members])
+        given = [beginnings[member % len(beginnings)] for member in members]
+        length = power_of_two(max(map(len, given)))  # so that few programs are compiled
+        prompts, valid = padded(model.config, given, size, length, left=True)
         written = generate(
             model,
             prompts,
@@ -220,12 +220,3 @@ def _read_prompts(data: Data) -> list[Conversation]:
     if not conversations:
         raise UserError(f'{name} holds no prompts: give rows with a "prompt" or with "messages", as in a .jsonl file')
     return conversations
-
-
-def _padded(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pads prompts on the left to a power of two [B, T], so that few programs are compiled, with a mask [B, T]."""
-    length = 1 << (max(map(len, prompts)) - 1).bit_length()
-    tokens, valid = np.zeros((len(prompts), length), np.int32), np.zeros((len(prompts), length), bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, length - len(prompt) :], valid[row, length - len(prompt) :] = prompt, True
-    return tokens, valid

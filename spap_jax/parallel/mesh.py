@@ -38,11 +38,9 @@ _FOR_WEIGHTS = 0.7
 
 
 def smallest_model_size(weights: int, memory: int | None, count: int) -> int:
-    """Returns how many of ``count`` devices have to share weights of this size, a divisor of ``count``.
+    """Returns how many of ``count`` devices have to share weights of so many bytes, a divisor of ``count``.
 
-    Args:
-        weights: Bytes of the weights.
-        memory: Bytes of memory of a device; None if it has no memory of its own, as a CPU.
+    ``memory`` is that of a device in bytes; None if it has no memory of its own, as a CPU.
     """
     if memory is None:
         return 1
@@ -68,7 +66,12 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
     Raises:
         UserError: there are fewer devices, they cannot be divided in this way, or the caller has set a mesh.
     """
-    check_mesh_around()
+    around = get_abstract_mesh()
+    if around.axis_names and (around.axis_names != (DATA, MODEL) or AxisType.Explicit in around.axis_types):
+        raise UserError(
+            f"a mesh with the axes {', '.join(map(str, around.axis_names))} is set around this call, which makes its "
+            f"own: call it outside of jax.set_mesh, and give {option('devices')} and {option('model_devices')}."
+        )
     if model is None:
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         several = jax.process_count() > 1 or (count is not None and not is_count(count))
@@ -86,11 +89,6 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
             f"{count} devices are asked for, but JAX sees {len(there)}: give {option('devices')} a "
             f"number from 1 to {len(there)}."
         )
-    if count % model:
-        raise UserError(
-            f"{count} devices cannot be divided into groups of {model} that share the weights: give "
-            f"{option('model_devices')} a number that divides {count}."
-        )
     taking_part = {device.process_index for device in there[:count]}
     if len(taking_part) < jax.process_count():
         raise UserError(
@@ -99,30 +97,24 @@ def use_mesh(count: int | None, model: int | None = 1, weights: int = 0, groups:
         )
     with (
         jax.enable_x64(False),  # programs that name no type mean one of 32 bits
-        one_device(True) if count == 1 else jax.set_mesh(arranged(there[:count], model)),
+        one_device(True) if count == model == 1 else jax.set_mesh(arranged(there[:count], model)),
     ):
         yield
-
-
-def check_mesh_around() -> None:
-    """Checks that the code around has no mesh but one of `use_mesh`.
-
-    Raises:
-        UserError: It has.
-    """
-    mesh = get_abstract_mesh()
-    if mesh.axis_names and (mesh.axis_names != (DATA, MODEL) or AxisType.Explicit in mesh.axis_types):
-        raise UserError(
-            f"a mesh with the axes {', '.join(map(str, mesh.axis_names))} is set around this call, which makes its "
-            f"own: call it outside of jax.set_mesh, and give {option('devices')} and {option('model_devices')}."
-        )
 
 
 def arranged(devices: Sequence[Any], model: int) -> Mesh:
     """Makes a mesh of devices, of which groups of ``model`` share the weights: neighbours, where links form a grid.
 
     `jax.make_mesh` refuses groups that take up a part of an axis of links, except on v5e.
+
+    Raises:
+        UserError: the devices cannot be divided into such groups.
     """
+    if len(devices) % model:
+        raise UserError(
+            f"{len(devices)} devices cannot be divided into groups of {model} that share the weights: give "
+            f"{option('model_devices')} a number that divides {len(devices)}."
+        )
     shape = (len(devices) // model, model)
     try:
         grid = create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -200,28 +192,18 @@ def shard_rows(matrix: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(matrix, PartitionSpec(axes)) if axes else matrix
 
 
-def free_axes() -> set[str]:
-    """The axes of the mesh along which the compiler divides arrays: all, or ``model`` inside `vmap_over_data`."""
-    mesh = get_abstract_mesh()
-    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-
-
 def row_axes(rows: int) -> tuple[str, ...]:
     """The axes over which rows are sharded: all, only ``model`` inside `vmap_over_data`, none if not divisible."""
     if rows_undivided.value:
         return ()
-    mesh, free = get_abstract_mesh(), free_axes()
+    mesh = get_abstract_mesh()
+    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     for axes in ((MODEL, DATA), (MODEL,)):
         there = tuple(name for name in axes if name in free)
         count = math.prod(mesh.shape[name] for name in there)
         if count > 1 and rows % count == 0:
             return there
     return ()
-
-
-def to_host(tree: Any) -> Any:
-    """Gathers sharded arrays on the host of every process, one after the other; all processes have to call this."""
-    return tree if mesh_size() == 1 else jax.tree.map(array_to_host, tree)
 
 
 def array_to_host(array: jax.Array) -> np.ndarray:
@@ -250,7 +232,7 @@ def gathered(array: jax.Array, most: int = _AT_ONCE) -> np.ndarray:
 
 def to_process(tree: Any) -> Any:
     """Brings arrays to this process, for what it computes without the others; all processes have to call this."""
-    return tree if jax.process_count() == 1 else to_host(tree)
+    return tree if jax.process_count() == 1 else jax.tree.map(array_to_host, tree)
 
 
 def constrain_replicated(array: jax.Array) -> jax.Array:

@@ -10,44 +10,24 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, get_mesh
 
-
-class Listener(Protocol):
-    """What is called in place of programs."""
-
-    def call(self, jitted: Any, given: dict[str, Any], static: dict[str, Any], donated: Any) -> Any:
-        """Returns described results of a function, from its arguments, static ones and those it donates by name."""
-        ...
-
-    def hold(self, array: "Described") -> None:
-        """Counts an array as held by the devices, as long as it is alive."""
-        ...
-
-    def release(self, array: "Described") -> None:
-        """Counts an array no longer."""
-        ...
-
-    def measure(self) -> float:
-        """Returns a positive number below all that were returned before."""
-        ...
-
-
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_dry_run: ContextVar[Any] = ContextVar("dry_run", default=None)
+"""The ``planning.dry_run.DryRun`` that programs are called in; None if they run."""
 
 
 @contextmanager
-def in_place_of_programs(listener: Listener | None) -> Iterator[None]:
-    """Calls ``listener`` in place of the programs that the code inside calls; None runs them, as outside."""
-    token = _listener.set(listener)
+def in_place_of_programs(dry_run: Any) -> Iterator[None]:
+    """Calls ``dry_run`` in place of the programs that the code inside calls; None runs them, as outside."""
+    token = _dry_run.set(dry_run)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _dry_run.reset(token)
 
 
 def program(function: Any = None, /, **options: Any) -> Any:
@@ -62,21 +42,15 @@ def program(function: Any = None, /, **options: Any) -> Any:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        listener = _listener.get()
-        if listener is None:
+        dry_run = _dry_run.get()
+        if dry_run is None:
             return jitted(*args, **kwargs)
         given = dict(signature.bind(*args, **kwargs).arguments)
         fixed = {name: given.pop(name) for name in static if name in given}
-        return listener.call(jitted, given, fixed, [given[name] for name in donated if name in given])
+        return dry_run.call(jitted, given, fixed, [given[name] for name in donated if name in given])
 
     call.lower = jitted.lower  # type: ignore[attr-defined]
     return call
-
-
-def compile_ahead(function: Any, *args: Any) -> None:
-    """Compiles a program for these arguments without running it, so that the compiler's memory can be released."""
-    if not is_dry():
-        function.lower(*args).compile()
 
 
 class Described(jax.ShapeDtypeStruct):
@@ -94,8 +68,8 @@ class Described(jax.ShapeDtypeStruct):
         key = jax.numpy.issubdtype(self.dtype, jax.dtypes.prng_key)
         part = sharding.shard_shape(shape) if sharding else shape
         self.bytes_of_a_device = 0 if key else math.prod(part) * np.dtype(self.dtype).itemsize
-        if listener := _listener.get():
-            listener.hold(self)
+        self._run = _dry_run.get()
+        self._run.alive.add(self)
 
     def __eq__(self, other: object) -> bool:
         return self is other  # two arrays of one shape are not the same array
@@ -110,8 +84,7 @@ class Described(jax.ShapeDtypeStruct):
 
     def delete(self) -> None:
         """Frees the memory, as `jax.Array.delete` does."""
-        if listener := _listener.get():
-            listener.release(self)
+        self._run.alive.discard(self)
 
     def block_until_ready(self) -> "Described":
         """Returns the array itself."""
@@ -129,8 +102,7 @@ class Described(jax.ShapeDtypeStruct):
     item = tolist
 
     def __float__(self) -> float:
-        listener = _listener.get()
-        return listener.measure() if listener else 0.0
+        return self._run.measure()
 
     def __int__(self) -> int:
         return int(np.asarray(self))
@@ -141,7 +113,7 @@ class Described(jax.ShapeDtypeStruct):
 
 def is_dry() -> bool:
     """Whether arrays are to be described and not put on devices."""
-    return _listener.get() is not None
+    return _dry_run.get() is not None
 
 
 def describe(array: Any, spec: PartitionSpec | None = None) -> Any:

@@ -18,7 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from spap_jax.backend import one_device, quick_compilation, traced_for
-from spap_jax.errors import UserError, first_line, option
+from spap_jax.errors import UserError, first_line
 from spap_jax.parallel.mesh import arranged
 from spap_jax.planning.accelerators import Accelerator, Mesh
 
@@ -33,11 +33,8 @@ _SETTINGS = {
 }
 """Environment that the compilers expect, unless it is set."""
 
-_PACKAGES = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-"""The packages that hold the compilers; one of them is needed."""
-
-_EXTRAS = {"tpu": "tpu", "gpu": "cuda"}
-"""The extras of SPAP-JAX that install them."""
+_COMPILERS = {"tpu": ("tpu", ("libtpu",)), "gpu": ("cuda", ("jax_cuda12_plugin", "jax_cuda13_plugin"))}
+"""The extra that installs a platform's compiler, and the packages of which one holds it."""
 
 
 class _Chip(NamedTuple):
@@ -78,18 +75,13 @@ def use_absent_mesh(mesh: Mesh, model: int = 1) -> Iterator[None]:
     Raises:
         UserError: the compiler for these devices is not installed, or the devices cannot be divided in this way.
     """
-    if mesh.devices % model:
-        raise UserError(
-            f"the {mesh.devices} devices of {mesh.name} cannot be divided into groups of {model} that share the "
-            f"weights: give {option('model_devices')} a number that divides {mesh.devices}."
-        )
-    devices = devices_of(mesh)
+    devices = arranged(devices_of(mesh), model)
     with (
         jax.enable_x64(False),
         traced_for("tpu" if mesh.accelerator.platform == "tpu" else "cuda"),
         quick_compilation(),
         one_device(mesh.devices == 1),
-        jax.set_mesh(arranged(devices, model)),
+        jax.set_mesh(devices),
     ):
         yield
 
@@ -100,11 +92,11 @@ def devices_of(mesh: Mesh) -> list[Any]:
     Raises:
         UserError: the compiler for these devices is not installed, or cannot describe them.
     """
-    platform = mesh.accelerator.platform
-    if not any(map(importlib.util.find_spec, _PACKAGES[platform])):
+    extra, packages = _COMPILERS[mesh.accelerator.platform]
+    if not any(map(importlib.util.find_spec, packages)):
         raise UserError(
-            f"the compiler for {mesh.name} is not installed: install it with pip install "
-            f"'spap-jax[{_EXTRAS[platform]}]', also on a machine without such a device."
+            f"the compiler for {mesh.name} is not installed: install it with pip install 'spap-jax[{extra}]', also on "
+            "a machine without such a device."
         )
     os.environ.update({name: value for name, value in _SETTINGS.items() if name not in os.environ})
     jax.config.update("jax_platforms", "cpu")  # arrays are only described: no device has to be started for them
@@ -113,7 +105,7 @@ def devices_of(mesh: Mesh) -> list[Any]:
     except RuntimeError as error:
         raise UserError(
             f"the compiler for {mesh.name} cannot describe it ({first_line(error)}): end other programs on this "
-            f"machine that use it, or update it with pip install -U 'spap-jax[{_EXTRAS[platform]}]'."
+            f"machine that use it, or update it with pip install -U 'spap-jax[{extra}]'."
         ) from error
 
 

@@ -83,12 +83,12 @@ class Program(NamedTuple):
 
 
 class DryRun:
-    """The programs that were called, by name, in the order of their first calls."""
+    """The programs that were called, by name, in the order of their first calls, and the arrays that are ``alive``."""
 
-    def __init__(self, watch: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, watch: Callable[[str], None]) -> None:
         """Begins; ``watch`` is called with the name of each program before it is compiled."""
         self.programs: dict[str, Program] = {}
-        self._held = weakref.WeakSet[Described]()
+        self.alive = weakref.WeakSet[Described]()
         self._watch = watch
         self._measured = 1.0
 
@@ -100,15 +100,7 @@ class DryRun:
     @property
     def held(self) -> int:
         """Bytes of a device that are taken by arrays that are alive now."""
-        return sum(array.bytes_of_a_device for array in self._held)
-
-    def hold(self, array: Described) -> None:
-        """Counts an array as long as it is alive."""
-        self._held.add(array)
-
-    def release(self, array: Described) -> None:
-        """Counts an array no longer."""
-        self._held.discard(array)
+        return sum(array.bytes_of_a_device for array in self.alive)
 
     def measure(self) -> float:
         """Returns a positive number below all that were returned before."""
@@ -124,7 +116,7 @@ class DryRun:
         """
         leaves, structure = jax.tree.flatten(given)
         arrays = [leaf for leaf in leaves if isinstance(leaf, Described)]
-        if not all(array in self._held for array in arrays):
+        if not all(array in self.alive for array in arrays):
             raise ValueError(f"{jitted.__name__} is given an array that was donated or deleted")
         alike = tuple((leaf.shape, leaf.dtype, leaf.sharding) if isinstance(leaf, Described) else jax.typeof(leaf)
                       for leaf in leaves)  # fmt: skip
@@ -140,7 +132,7 @@ class DryRun:
         self.programs[name] = Program(before.calls + 1, memory, before.operations.plus(found.operations))
         for array in jax.tree.leaves(donated):
             if isinstance(array, Described):
-                self.release(array)
+                array.delete()
         return jax.tree.map(lambda a: Described(a.shape, a.dtype, a.sharding), found.results)
 
     def _compile(self, jitted: Any, given: dict[str, Any], static: dict[str, Any], name: str) -> _Compiled:
@@ -169,8 +161,7 @@ class DryRun:
 @contextmanager
 def recording(watch: Callable[[str], None] = lambda _: None) -> Iterator[DryRun]:
     """Makes what is run inside a dry run, on the mesh around."""
-    run = DryRun(watch)
-    with in_place_of_programs(run):
+    with in_place_of_programs(run := DryRun(watch)):
         yield run
 
 

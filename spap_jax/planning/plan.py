@@ -94,7 +94,6 @@ def plan(
     """Plans a run on the mesh around, whose joint steps change as many blocks as fit, unless the settings say.
 
     Args:
-        config: The dense decoder.
         shape: Number and length of the calibration sequences.
         dtype: Data type of the stored weights.
         room: Bytes of a device that the run may use.
@@ -133,13 +132,8 @@ def run_that_fits(
     The programs of the steps are compiled for the mesh around, which the run needs anyway; not on CPUs, which have the
     memory of the machine. All processes of a run have to call this.
 
-    Args:
-        config: The dense decoder.
-        tokens: Calibration sequences, as for `resolve`.
-        outer: The dense decoder's parameters outside the blocks.
-        dtype: Data type of the pruned weights, as for `resolve`.
-        room: Bytes of a device that the run may use. By default what its devices have left.
-        watch: Called with the name of each program before it is compiled.
+    Arguments are those of `resolve` and `plan`, and ``outer``, the dense decoder's parameters outside the blocks. By
+    default the run may use what its devices have left.
 
     Raises:
         UserError: see `resolve`.
@@ -170,16 +164,14 @@ def _steps_fit(run: Run, outer: Params, last: int, room: float, watch: Watch) ->
             pair = streams.start(run.config, outer, run.fitted), streams.start(run.config, outer, run.held_out)
             before = joint.entering(run, pair) if run.first_joint else None
             tail = joint.with_block(run, None, run.first_joint, shard_params(run.pruned, zeros))
-            made = joint.make_steps(run, outer, tail, joint.ends(run, pair), before, _Sizes(), _ignore, _ignore)
+            made = joint.make_steps(
+                run, outer, tail, joint.ends(run, pair), before, _Sizes(), lambda *_: None, lambda *_: None
+            )
             del pair, tail, before
             list(made)
         except RefusedError:
             return False
     return dry.peak[1] <= room
-
-
-def _ignore(*_: Any) -> None:
-    """Does nothing."""
 
 
 def room_here() -> float:

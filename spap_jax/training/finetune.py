@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from spap_jax.data.tokens import check_counted, ids_of, mask_of
+from spap_jax.checkpoint.fingerprint import fingerprint
+from spap_jax.data.tokens import TokenBlocks, check_counted, ids_of, mask_of
 from spap_jax.errors import NotFiniteError, UserError, option
 from spap_jax.models import DecoderConfig, Params
 from spap_jax.models.decoder import check_length
@@ -17,7 +18,7 @@ from spap_jax.parallel import mesh
 from spap_jax.parallel.placement import fully_shard_params
 from spap_jax.parallel.program import program
 from spap_jax.parallel.sequences import Sequences, fitted_of
-from spap_jax.report.account import data_account, versions
+from spap_jax.report.account import computing, data_account, versions
 from spap_jax.report.schema import Check, FinetuneReport
 from spap_jax.settings import FinetuneSettings
 from spap_jax.storage.location import public_name
@@ -84,17 +85,12 @@ def finetune_stages(
     params = fully_shard_params(model.config, model.params)
     taught = fully_shard_params(teacher.config, teacher.params) if teacher else None
     frozen, start = ({}, params) if settings.full else (params, _updates(model, params, settings))
-    job = job_of(model.config, teacher and teacher.config, settings)
-    s = settings
+    recipe, s = Recipe(clipped, (settings.weight_decay,)), settings
+    job = Job(model.config, recipe, step_dtype(), _scale(settings), teacher and teacher.config)
     schedule = StepSchedule(s.steps, s.rate, s.step_sequences, s.check_every, s.batch_tokens, (s.seed,))
     for stage in loop.stages(job, Frozen(frozen, taught), *parts, start, schedule, restore):
         _check_finite(stage.checks)
         yield stage
-
-
-def job_of(config: DecoderConfig, teacher: DecoderConfig | None, settings: FinetuneSettings) -> Job:
-    """Returns what the steps are compiled for."""
-    return Job(config, Recipe(clipped, (settings.weight_decay,)), step_dtype(), _scale(settings), teacher)
 
 
 def result(model: Model, stage: Stage, settings: FinetuneSettings) -> Params:
@@ -185,3 +181,14 @@ def _check_finite(checks: tuple[Check, ...]) -> None:
     if step == 0:
         raise NotFiniteError("the model's loss on the held-out sequences is not finite: its weights are damaged.")
     raise NotFiniteError(f"the loss is no longer finite after {step} steps: give a smaller {option('learning_rate')}.")
+
+
+def identity(model: Model, teacher: Model | None, blocks: TokenBlocks, settings: FinetuneSettings) -> dict[str, Any]:
+    """Everything that the result depends on, by name: a run resumes only if all of it is the same.
+
+    The models were read from folders.
+    """
+    how = dataclasses.asdict(settings) | {"lora_rank": settings.rank, "learning_rate": settings.rate}
+    folders = {"model": model.source.folder, "teacher": teacher and teacher.source.folder}
+    models = {name: folder and fingerprint(folder) for name, folder in folders.items()}
+    return how | models | {"data": blocks.sha256, "sequence length": blocks.tokens.shape[1]} | computing()

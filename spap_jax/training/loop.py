@@ -16,7 +16,7 @@ import numpy as np
 from spap_jax import memory
 from spap_jax.models import Params
 from spap_jax.parallel import mesh
-from spap_jax.parallel.program import compile_ahead, program
+from spap_jax.parallel.program import is_dry, program
 from spap_jax.parallel.sequences import Sequences, division
 from spap_jax.report.schema import Check
 from spap_jax.training.optimizers import rates
@@ -120,9 +120,9 @@ def stages(
         return not check.held_out <= bearable  # as it is for nan
 
     made, clock = stage.checks[-1].step, time.perf_counter()
-    if made < schedule.steps:
+    if made < schedule.steps and not is_dry():
         rows = rows_of(order[0], read, schedule.batch_tokens)
-        compile_ahead(step, job, frozen, read, stage.state, rows, np.float32(0))
+        step.lower(job, frozen, read, stage.state, rows, np.float32(0)).compile()
         memory.return_scraps()  # what the compiler left, before the step needs memory of its own
     for first in range(made, schedule.steps, schedule.check_every):
         batches = [rows_of(some, read, schedule.batch_tokens) for some in order[first : first + schedule.check_every]]

@@ -48,10 +48,8 @@ def scaled(updates: Params, scale: float) -> Params:
 def merged(weights: Params, updates: Params, scale: float) -> Params:
     """Returns the weights with the updates added, in their data type; weights without an update are unchanged.
 
-    Args:
-        weights: Weights of one block, or of all blocks, stacked [L, ...].
-        updates: Float32 updates of the same weights, as ``start`` makes them; may be empty.
-        scale: alpha / r.
+    ``weights`` are those of one block, or of all blocks, stacked [L, ...]; the updates are float32, as ``start`` makes
+    them, and there may be none.
     """
 
     def one(weight: jax.Array, pair: Params) -> jax.Array:

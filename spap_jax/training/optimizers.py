@@ -43,13 +43,10 @@ def relative(moments: str = "float32", norm_shift: float = 0.0) -> optax.Gradien
     return optax.chain(_adam(0.99, moments), _by_size(norm_shift))
 
 
-def clipped(decay: float, moments: str = "float32") -> optax.GradientTransformation:
-    """Returns AdamW of gradients whose global norm is clipped; ``moments`` is the dtype of both of its moments."""
-    return optax.chain(
-        optax.clip_by_global_norm(_LARGEST_GRADIENT),
-        _adam(0.999, moments),
-        optax.add_decayed_weights(decay),
-    )
+def clipped(decay: float) -> optax.GradientTransformation:
+    """Returns AdamW of gradients whose global norm is clipped."""
+    largest, adam = optax.clip_by_global_norm(_LARGEST_GRADIENT), _adam(0.999, "float32")
+    return optax.chain(largest, adam, optax.add_decayed_weights(decay))
 
 
 def _adam(second_decay: float, moments: str) -> optax.GradientTransformation:

@@ -115,13 +115,11 @@ def step(
 ) -> tuple[State, jax.Array]:
     """Makes one step, and returns the new state and the mean loss [] before it, in nats per prediction.
 
-    Matrix products have the device's default precision.
+    Matrix products have the device's default precision. The state before is donated.
 
     Args:
-        state: The state before, which is donated.
         rows: [A, R] numbers of sequences in passes that are computed one after the other; each device has R / D of
             every pass. -1 fills up a pass.
-        rate: Learning rate [].
     """
 
     def sums(rows: jax.Array) -> tuple[jax.Array, Params]:

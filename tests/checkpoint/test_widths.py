@@ -16,7 +16,7 @@ import spap_jax
 from spap_jax.checkpoint import Reader, as_stored, load, load_orbax, save, save_orbax
 from spap_jax.cli.bench import _measured
 from spap_jax.errors import UserError
-from spap_jax.evaluation.generation import prefill
+from spap_jax.evaluation.generation import read
 from spap_jax.evaluation.speed import Speed
 from spap_jax.models import cost, decoder
 from spap_jax.models.model import Source
@@ -145,6 +145,6 @@ def test_unstacked_for_speed_each_layer_is_as_wide_as_it_needs():
     assert wide.layer_widths == (64, 128, 64)
     assert [layer["mlp"]["up"].shape[1] for layer in apart["layers"]] == [64, 128, 64]
     valid = np.ones(TOKENS.shape, bool)
-    logits, _ = prefill(wide, apart, TOKENS, valid, TOKENS.shape[1])
+    logits, _ = read(wide, apart, TOKENS, valid, TOKENS.shape[1], "float32")
     expected = spap_jax.logits(spap_jax.Model(config, params, Source("llama", None, "")), TOKENS)[:, -1]
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)

@@ -97,7 +97,7 @@ def test_the_bundled_examples_are_what_their_script_makes(tmp_path: Path) -> Non
 @pytest.fixture
 def without_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the tasks that come with the harness, which are looked through as well: to read them takes seconds."""
-    monkeypatch.setattr(tasks, "_Tasks", functools.partial(tasks._Tasks, include_defaults=False))
+    monkeypatch.setattr(tasks, "Tasks", functools.partial(tasks.Tasks, include_defaults=False))
 
 
 def test_an_unknown_task(without_defaults: None, capsys: pytest.CaptureFixture[str]) -> None:

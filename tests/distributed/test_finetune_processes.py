@@ -1,18 +1,15 @@
 """``spap finetune`` as several real processes on one machine."""
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hf_models import hf_model
-from safetensors.numpy import load_file
+from several import run_together, together, weights
 
 from spap_jax.cli import main
 
@@ -36,30 +33,6 @@ def training(work: Path, output: str, *words: str) -> list[str]:
     return [*command, *words]
 
 
-SAVING = """
-import sys
-from spap_jax.checkpoint import states
-from spap_jax.cli import main
-states.SECONDS = 0
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def start(work: Path, output: str, *words: str) -> subprocess.Popen[str]:
-    """Start that command in a separate process with one device."""
-    command = [sys.executable, "-c", SAVING, *training(work, output, *words)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def together(work: Path, output: str, *words: str) -> list[subprocess.Popen[str]]:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        place = ["--coordinator", f"localhost:{listener.getsockname()[1]}", "--processes", "2"]
-    return [start(work, output, *words, *place, "--process-id", str(number)) for number in range(2)]
-
-
 def killed_at(line: str, processes: list[subprocess.Popen[str]]) -> None:
     """Kill all processes once the first has printed a line."""
     assert processes[0].stderr is not None
@@ -69,22 +42,16 @@ def killed_at(line: str, processes: list[subprocess.Popen[str]]) -> None:
         each.communicate()
 
 
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(folder / "model.safetensors")
-
-
 @pytest.mark.timeout(900)
 def test_two_processes_that_go_on_give_the_result_of_one(given: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both are killed midway. All weights are trained, and each process stores its half of the state."""
     assert main(training(given, "one", "--full", "--devices", "1")) == 0
-    killed_at("step 4/6", together(given, "two", "--full"))
+    killed_at("step 4/6", together(training(given, "two", "--full")))
     kept = given / ".two.resume"
     assert main(training(given, "two", "--full", "--devices", "1")) == 2
     assert "processes (2, now 1)" in capsys.readouterr().err
     shutil.copytree(kept, given / ".lora.resume")
-    again = together(given, "two", "--full")
-    results = [each.communicate(timeout=600) for each in again]
-    assert [each.returncode for each in again] == [0, 0], results
+    results = run_together(training(given, "two", "--full"))
     assert re.search(rf"going on: step [24] of 6 is done, kept in {kept}", results[0][1])
     assert "6 steps, all weights" in results[0][0]
     assert "all weights" not in results[1][0]
@@ -102,9 +69,7 @@ def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path
     """Updates are trained. The two discard what an earlier run of the same output left."""
     words = ("--eval", str(given / "ids.npy"), "--model-devices", "2", "--no-resume")
     assert main(training(given, "alone", "--devices", "1")) == 0
-    runs = together(given, "lora", *words)
-    results = [each.communicate(timeout=600) for each in runs]
-    assert [each.returncode for each in runs] == [0, 0], results
+    results = run_together(training(given, "lora", *words))
     assert not any("going on" in said for _, said in results)
     assert ["6 steps, LoRA" in said for said, _ in results] == [True, False]
     assert not [path for path in given.iterdir() if path.name.startswith(".")]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_processes import free_port
+from several import free_port
 
 from spap_jax import UserError
 from spap_jax.parallel import processes

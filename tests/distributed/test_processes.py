@@ -2,18 +2,15 @@
 
 import copy
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hf_models import hf_model
-from safetensors.numpy import load_file
+from several import finish, free_port, run_together, start, together, weights
 
 from spap_jax.cli import main
 
@@ -24,12 +21,6 @@ GENTLY = (
     "--joint-passes", "3",
 )  # fmt: skip
 """Joint steps so small that the order of a sum, which is another on two processes, does not change their result."""
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -62,32 +53,6 @@ def on_one_device(given: Path, output: Path, *words: str) -> Path:
     return output
 
 
-SAVING = """
-import sys
-from spap_jax.checkpoint import states
-from spap_jax.cli import main
-states.SECONDS = 0
-sys.exit(main())
-"""
-
-
-def start(given: Path, output: Path, *words: str) -> subprocess.Popen:
-    """Start that command in a separate process with one device."""
-    command = [sys.executable, "-c", SAVING, *pruning(given, output, *words)]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(process: subprocess.Popen, seconds: int = 540) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=seconds)
-    return process.returncode, out, err
-
-
-def together(given: Path, output: Path, *words: str) -> list[subprocess.Popen]:
-    place = ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
-    return [start(given, output, *words, *place, "--process-id", str(i)) for i in range(2)]
-
-
 def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) -> tuple[int, str]:
     """Kill one of two processes once the first has printed a line; return the other's exit code and standard error."""
     assert processes[0].stderr is not None
@@ -104,23 +69,22 @@ def kill_one_after(line: str, victim: int, processes: list[subprocess.Popen]) ->
 def test_two_processes_that_go_on_give_the_result_of_one(given: Path, alone: Path, tmp_path: Path):
     """One process is killed in the layers, the other in the joint steps; whichever is left ends and says why."""
     output = tmp_path / "two"
-    code, said = kill_one_after("layer 2/", 1, together(given, output, *GENTLY))
+    code, said = kill_one_after("layer 2/", 1, together(pruning(given, output, *GENTLY)))
     assert code == 75, said
     assert "process 0 of 2: it ends because another one is gone" in said
     assert re.search(r"of 3 layers are done.*, kept in", said)
     assert "Traceback" not in said
     assert [each.name for each in tmp_path.iterdir()] == [".two.resume"]
-    code, said = kill_one_after("step 6/", 0, together(given, output, *GENTLY))
+    code, said = kill_one_after("step 6/", 0, together(pruning(given, output, *GENTLY)))
     assert code in (75, -signal.SIGABRT), said  # JAX may notice the loss first: it then aborts the process and says why
     assert "another one is gone" in said or "another task died" in said
-    results = [finish(each) for each in together(given, output, *GENTLY)]
-    assert [code for code, _, _ in results] == [0, 0], results
-    assert "layer 3/3" in results[0][2]
-    kept = [line.endswith("kept") for line in results[0][2].splitlines() if line.startswith(("layer", "step"))]
+    results = run_together(pruning(given, output, *GENTLY))
+    assert "layer 3/3" in results[0][1]
+    kept = [line.endswith("kept") for line in results[0][1].splitlines() if line.startswith(("layer", "step"))]
     assert 3 <= kept.count(True) < len(kept)
     assert kept == sorted(kept, reverse=True)
-    assert "MLP channels removed" in results[0][1]
-    assert "MLP channels removed" not in results[1][1]
+    assert "MLP channels removed" in results[0][0]
+    assert "MLP channels removed" not in results[1][0]
     one, two = (json.loads((each / "spap_report.json").read_text()) for each in (alone, output))
     assert [layer["kept"] for layer in one["layers"]] == [layer["kept"] for layer in two["layers"]]
     for mine, theirs in zip(one["layers"], two["layers"], strict=True):
@@ -136,8 +100,7 @@ def test_each_of_two_processes_chooses_the_channels_of_other_layers(given: Path,
     words = ("--schedule", "parallel", "--effort", "low", "--rounds", "1")
     words += ("--joint-passes", "0")
     alone = on_one_device(given, tmp_path / "one", *words)
-    results = [finish(each) for each in together(given, tmp_path / "two", *words)]
-    assert [code for code, _, _ in results] == [0, 0], results
+    run_together(pruning(given, tmp_path / "two", *words))
     one, two = (json.loads((each / "spap_report.json").read_text()) for each in (alone, tmp_path / "two"))
     for mine, theirs in zip(one["layers"], two["layers"], strict=True):
         assert mine["kept"] == theirs["kept"]
@@ -148,9 +111,8 @@ def test_each_of_two_processes_chooses_the_channels_of_other_layers(given: Path,
 def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path, alone: Path, tmp_path: Path):
     """Each process reads its own shards of the tensors; the first one writes the complete tensors."""
     words = (*GENTLY, "--model-devices", "2")
-    results = [finish(each) for each in together(given, tmp_path / "two", *words)]
-    assert [code for code, _, _ in results] == [0, 0], results
-    one, two = (load_file(each / "model.safetensors") for each in (alone, tmp_path / "two"))
+    run_together(pruning(given, tmp_path / "two", *words))
+    one, two = map(weights, (alone, tmp_path / "two"))
     assert one.keys() == two.keys()
     for name, weight in one.items():  # a gradient near zero may have either sign, and Adam steps as far
         weight, other = weight.astype(np.float32), two[name].astype(np.float32)
@@ -170,8 +132,8 @@ def test_an_error_of_one_ends_it_at_once(given: Path, tmp_path: Path):
     The failing one is process 0, since the other would need it to be awake while it joins.
     """
     place = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
-    words = (given, tmp_path / "out", *place)
-    first, second = start(*words, "0", "--eval", "missing.txt"), start(*words, "1")
+    command = pruning(given, tmp_path / "out", *place)
+    first, second = start(command, "0", "--eval", "missing.txt"), start(command, "1")
     assert first.stderr is not None
     assert first.stderr.readline().startswith("waiting")
     assert "missing.txt is not there" in first.stderr.readline()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import DIVISIBLE
 
 from spap_jax import api
 from spap_jax.backend import traced_for
@@ -22,17 +23,7 @@ from spap_jax.parallel import mesh as meshes
 from spap_jax.parallel.placement import bytes_of, place_params, shard_params
 from spap_jax.report.schema import GenerationWorkload
 
-THEIRS = {
-    "model_type": "llama",
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": False,
-}
+THEIRS = DIVISIBLE | {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3}
 TOKENS = np.random.default_rng(0).integers(0, 96, (11, 64), np.int32)
 MESHES = [(8, 2), (4, 4)]
 

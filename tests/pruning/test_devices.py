@@ -102,7 +102,7 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
     assert shares(layer["mlp_norm"]) == {"scale": (1, (16,))}
     outer = placement.shard_params(config, {name: params[name] for name in ("embed", "head")})
     assert shares(outer["embed"])["tokens"] == shares({"weight": outer["head"]["weight"]})["weight"] == (4, (24, 16))
-    whole = mesh.to_host(layer)
+    whole = jax.tree.map(mesh.array_to_host, layer)
     jax.tree.map(np.testing.assert_array_equal, whole, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
     in_parts = [mesh.gathered(layer["mlp"]["up"], most) for most in (1, 3 * 16 * 4, 2**30)]  # of 1, 3 and 16 rows
     for gathered in in_parts:
@@ -111,11 +111,6 @@ def test_a_device_holds_its_share_of_the_weights(two_by_four, layer: dict):
         assert shares(placement.shard_params(config, cases.one_layer(cases.divisible(), 0))["attention"])["k"] == (
             1, (16, 4, 2),
         )  # fmt: skip
-
-
-def test_a_layer_comes_to_the_host(two_by_four, layer: dict):
-    got = placement.layer_to_host(layer)
-    jax.tree.map(np.testing.assert_array_equal, got, jax.tree.map(np.asarray, cases.one_layer(cases.divisible(), 0)))
 
 
 def test_a_stack_of_blocks_is_divided_as_a_block(two_by_four, layer: dict):

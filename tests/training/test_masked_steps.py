@@ -8,6 +8,7 @@ from training_cases import FULL, counting, tiny
 
 import spap_jax as spap
 from spap_jax.data.tokens import TokenBlocks
+from spap_jax.evaluation.perplexity import compare
 from spap_jax.parallel import mesh
 from spap_jax.parallel.sequences import Sequences
 from spap_jax.settings import PruneSettings
@@ -30,14 +31,17 @@ def part(rows: slice) -> spap.TokenBlocks:
 def test_recovery_training(teacher: str | None):
     model, dense = tiny(), tiny(teacher) if teacher else None
 
-    def expected(rows: slice) -> float:
-        if dense is not None:
-            return spap.divergence(dense, model, part(rows))
-        return float(np.log(spap.perplexity(model, part(rows))))
+    def expected(rows: slice) -> tuple[float, float | None]:
+        if dense is None:
+            return float(np.log(spap.perplexity(model, part(rows)))), None
+        found = compare(dense, model, TOKENS[rows], mask=MASK[rows])
+        return found.divergence, found.agreement
 
     report = spap.finetune(model, BLOCKS, teacher=dense, settings=WHOLE).report
-    assert report.held_out["before"] == pytest.approx(expected(slice(12, None)), rel=1e-5)
-    assert report.losses[0] == pytest.approx(expected(slice(12)), rel=1e-4)
+    opening, (held_out, agreement) = report.checks[0], expected(slice(12, None))
+    assert opening.held_out == pytest.approx(held_out, rel=1e-5)
+    assert opening.agreement == (agreement and pytest.approx(agreement, abs=1e-6))
+    assert report.losses[0] == pytest.approx(expected(slice(12))[0], rel=1e-4)
     assert report.data.sha256 == BLOCKS.sha256
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from spap_jax.models import decoder, loss
 from spap_jax.models.registry import family_of
@@ -154,10 +155,8 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     """Yield all equations of a program."""
     for equation in jaxpr.eqns:
         yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (list, tuple)) else [value]:
-                inner = getattr(inner, "jaxpr", inner)
-                yield from equations(inner) if hasattr(inner, "eqns") else ()
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 def equations_of_step(what: str, sequences: int, name: str) -> list[Any]:
@@ -221,19 +220,16 @@ def test_steps_grow_at_first_and_then_fall_linearly():
     np.testing.assert_allclose(rates(0.02, 1), [0.02], rtol=1e-6)
 
 
-def test_a_step_suits_each_scale_of_a_norm():
-    scales = jnp.asarray([[0.01, 0.1, 1.0, 50.0]] * 3)
-    weights: Any = {"mlp_norm": {"scale": scales}, "mlp": {"up": jnp.ones((3, 4, 4)), "up_bias": jnp.zeros((3, 4))}}
-    update: Any = relative().update(jax.tree.map(jnp.ones_like, weights), relative().init(weights), weights)[0]
-    np.testing.assert_allclose(update["mlp_norm"]["scale"], scales, rtol=1e-3)
-    np.testing.assert_allclose(update["mlp"]["up"], np.ones((3, 4, 4)), rtol=1e-3)
-    np.testing.assert_allclose(update["mlp"]["up_bias"], np.full((3, 4), 1e-3), rtol=1e-3)
-
-
 @pytest.mark.parametrize("shift", [0.0, 1.0])
-def test_a_scale_that_is_stored_less_a_shift_moves_relative_to_what_is_used(shift: float):
+def test_a_step_suits_each_scale_of_a_norm(shift: float):
+    """One that is stored less a shift moves relative to what is used."""
     used = jnp.asarray([[0.01, 0.1, 1.0, 50.0]] * 3)
-    weights = {"mlp_norm": {"scale": used - shift}}
+    weights: Any = {
+        "mlp_norm": {"scale": used - shift},
+        "mlp": {"up": jnp.ones((3, 4, 4)), "up_bias": jnp.zeros((3, 4))},
+    }
     optimizer = relative(norm_shift=shift)
     update: Any = optimizer.update(jax.tree.map(jnp.ones_like, weights), optimizer.init(weights), weights)[0]
     np.testing.assert_allclose(update["mlp_norm"]["scale"], used, rtol=1e-3)
+    np.testing.assert_allclose(update["mlp"]["up"], np.ones((3, 4, 4)), rtol=1e-3)
+    np.testing.assert_allclose(update["mlp"]["up_bias"], np.full((3, 4), 1e-3), rtol=1e-3)
