@@ -56,12 +56,14 @@ class Answers(msgspec.Struct, frozen=True):
 
 def answer(name: str, command: str, model: spap.Model, data: Path, limit: int) -> list[Answers]:
     """Runs the tasks on data in a folder, as of ``spap eval --task-data``; the rest is as in `Answers`."""
+    from rich.console import Console
+
     from spap_jax.evaluation.harness import HarnessModel
     from spap_jax.evaluation.tasks import choose_tasks, run_tasks, split_of
     from spap_jax.progress import counting
 
     chosen = choose_tasks((*TASKS, LAMBADA), task_data=data)
-    with counting() as watch:
+    with counting(Console(stderr=True)) as watch:
         results = run_tasks(HarnessModel(model, watch=watch), chosen, limit or None, samples=True)
     found = []
     for task, samples in results["samples"].items():
