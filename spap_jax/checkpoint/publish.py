@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.folders import LocalFolder
-from spap_jax.checkpoint.manifest import MANIFEST, parse_manifest
+from spap_jax.checkpoint.output import MANIFEST, parse_manifest
 from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
 from spap_jax.errors import UserError, first_line, option
 from spap_jax.storage.files import hub_problem

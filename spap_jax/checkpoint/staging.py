@@ -12,8 +12,7 @@ import numpy as np
 
 from spap_jax.checkpoint import weight_files
 from spap_jax.checkpoint.folders import LocalFolder, folder_at, sync
-from spap_jax.checkpoint.manifest import MANIFEST, manifest_text, parse_manifest
-from spap_jax.checkpoint.output import RUN, fill, put_in_place
+from spap_jax.checkpoint.output import MANIFEST, RUN, fill, manifest_text, parse_manifest, put_in_place
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.errors import UserError
 from spap_jax.storage.files import Folder
