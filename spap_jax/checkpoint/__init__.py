@@ -5,9 +5,9 @@ from pathlib import Path
 from spap_jax.checkpoint.config_text import check_describable, read_config
 from spap_jax.checkpoint.locate import fetch_side_files, locate, locate_config
 from spap_jax.checkpoint.orbax import load_orbax, save_orbax
-from spap_jax.checkpoint.orbax_files import is_orbax
 from spap_jax.checkpoint.output import check_output, check_room
 from spap_jax.checkpoint.reader import PlaceParams, Reader, as_stored, local, on_host
+from spap_jax.checkpoint.side_files import is_orbax
 from spap_jax.checkpoint.writer import save, weight_bytes
 from spap_jax.models.model import Model
 from spap_jax.storage.location import model_place

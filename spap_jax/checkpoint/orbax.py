@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from spap_jax.checkpoint.config_text import read_config_text, understood, written_config_text
-from spap_jax.checkpoint.orbax_files import PARAMS, SOURCE, is_orbax
 from spap_jax.checkpoint.output import new_folder
 from spap_jax.checkpoint.reader import PlaceParams, local
-from spap_jax.checkpoint.side_files import side_files
+from spap_jax.checkpoint.side_files import PARAMS, SOURCE, is_orbax, side_files
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError, first_line
 from spap_jax.models import DecoderConfig, Params, decoder

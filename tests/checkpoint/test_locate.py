@@ -12,7 +12,7 @@ import pytest
 from tiny_checkpoints import write, write_bin
 
 from spap_jax.checkpoint import fetch_side_files, load, locate, locate_config
-from spap_jax.checkpoint.orbax_files import SOURCE
+from spap_jax.checkpoint.side_files import SOURCE
 from spap_jax.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

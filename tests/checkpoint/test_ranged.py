@@ -12,7 +12,7 @@ from tiny_checkpoints import BITS, write
 
 from spap_jax.checkpoint import Reader, load, locate
 from spap_jax.checkpoint.fingerprint import fingerprint
-from spap_jax.checkpoint.orbax_files import SOURCE
+from spap_jax.checkpoint.side_files import SOURCE
 from spap_jax.errors import UserError
 from spap_jax.models.decoder import Params
 from spap_jax.parallel import mesh
