@@ -18,15 +18,10 @@ from spap_jax.errors import UserError
 from spap_jax.models import DecoderConfig, Params, Rule
 from spap_jax.models.host_arrays import copy_into
 from spap_jax.models.model import Model, Source
-from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import shard_params
 
 PlaceParams = Callable[[DecoderConfig, Params], Params]
 """Places stored parameters on devices, as JAX arrays."""
-
-
-def local(config: DecoderConfig, params: Params) -> Params:
-    """Places parameters on one device, as `placement.shard_params` does without a mesh."""
-    return jax.tree.map(mesh.put, params)
 
 
 def as_stored(config: DecoderConfig, params: Params) -> Params:
@@ -170,8 +165,8 @@ class Reader:
         arrays = {rule.ours: self._array(rule, index) for rule in self._rules if rule.stacked}
         return unflatten_dict(arrays, sep="/")["layers"]
 
-    def model(self, place: PlaceParams = local) -> Model:
-        """Reads the complete model, with stacked layers; ``place`` puts it on devices, by default on one.
+    def model(self, place: PlaceParams = shard_params) -> Model:
+        """Reads the complete model, with stacked layers; ``place`` puts it on devices, by default those of the mesh.
 
         Raises:
             UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.

@@ -10,7 +10,7 @@ import pytest
 from tiny_checkpoints import edit_config, fields, write
 
 import spap_jax
-from spap_jax.checkpoint import load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import load, save, save_orbax
 from spap_jax.errors import UserError
 from spap_jax.pruning.reduce import take_groups
 
@@ -46,7 +46,7 @@ def test_there_and_back_and_pruned_again(tmp_path: Path):
     source = edit_config(write("llama", tmp_path / "in"), head_dim=8)
     save(with_groups(load(source), 0, 3), tmp_path / "once")
     save_orbax(load(tmp_path / "once"), tmp_path / "orbax")
-    save(load_orbax(tmp_path / "orbax"), tmp_path / "back")
+    save(load(tmp_path / "orbax"), tmp_path / "back")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
     once = load(tmp_path / "back")

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import save_file
 from tiny_checkpoints import VARIANTS, edit_config, edit_tensors, fields, raw_tensors, state, write, write_bin
 
-from spap_jax.checkpoint import Reader, is_orbax, load, load_orbax, save, save_orbax, weight_files
+from spap_jax.checkpoint import Reader, is_orbax, load, save, save_orbax, weight_files
 from spap_jax.errors import UserError
 from spap_jax.models import decoder
 from spap_jax.models.model import Model
@@ -236,7 +236,7 @@ def test_orbax_out_and_back(variant: str, dtype: str, tmp_path: Path):
     source = write(variant, tmp_path / "in", dtype)
     model = load(source)
     save_orbax(narrowed(model, 40), tmp_path / "narrow")
-    assert same_arrays(load_orbax(tmp_path / "narrow").params, narrowed(model, 40).params)
+    assert same_arrays(load(tmp_path / "narrow").params, narrowed(model, 40).params)
     save_orbax(model, tmp_path / "orbax")
     shutil.move(tmp_path / "orbax", tmp_path / "elsewhere")
     assert is_orbax(tmp_path / "elsewhere")

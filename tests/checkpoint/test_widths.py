@@ -13,7 +13,7 @@ import transformers
 from tiny_checkpoints import edit_config, fields, raw_tensors, write
 
 import spap_jax
-from spap_jax.checkpoint import Reader, as_stored, load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import Reader, as_stored, load, save, save_orbax
 from spap_jax.cli.bench import _measured
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import prefill
@@ -77,7 +77,7 @@ def test_there_and_back(variant: str, tmp_path: Path):
     assert measured["bytes"] == sum(len(content) for *_, content in tensors.values())
 
     save_orbax(again, tmp_path / "orbax")
-    save(load_orbax(tmp_path / "orbax"), tmp_path / "back")
+    save(load(tmp_path / "orbax"), tmp_path / "back")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
