@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import environment  # noqa: F401  # isort: skip
 import jax
@@ -96,6 +97,15 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty store, whose addresses begin with frail://, and an empty cache of downloads in the test's folder."""
+    import stores
+
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
+    return stores.begin()
 
 
 @pytest.fixture

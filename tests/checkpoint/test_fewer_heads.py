@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_checkpoints import edit_config, fields, write
+from tiny_checkpoints import edit_config, fields, same, write
 
 import spap_jax
 from spap_jax.checkpoint import load, save, save_orbax
@@ -24,10 +24,6 @@ def with_groups(model: spap_jax.Model, *kept: int) -> spap_jax.Model:
     )
     params = model.params | {"layers": model.params["layers"] | {"attention": attention}}
     return spap_jax.Model(model.config.with_kv_heads(len(kept)), params, model.source)
-
-
-def same(one: spap_jax.Model, other: spap_jax.Model) -> bool:
-    return one.config == other.config and jax.tree.all(jax.tree.map(np.array_equal, one.params, other.params))
 
 
 def test_the_heads_are_edited_and_their_width_is_added(tmp_path: Path):
