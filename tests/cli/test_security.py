@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from commands import STORIES, apart, token_file
+from fake_hub import serving
 
 import spap_jax as spap
 
@@ -30,51 +28,12 @@ def test_a_tokenizers_own_code_is_not_run(tmp_path: Path):
     assert not marker.exists()
 
 
-class Echo(BaseHTTPRequestHandler):
-    """A reachable hub that refuses every request, and repeats what it received."""
-
-    seen: list[str]
-
-    def do_HEAD(self) -> None:
-        self._answer(200 if self.path == "/" else 403)
-
-    def do_GET(self) -> None:
-        self._answer(403)
-
-    def _answer(self, code: int) -> None:
-        sent = str(self.headers.get("authorization"))
-        self.seen.append(sent)
-        body = json.dumps({"error": f"you sent {sent}"}).encode()
-        self.send_response(code)
-        self.send_header("X-Error-Message", f"you sent {sent}")
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def echo() -> Iterator[tuple[str, list[str]]]:
-    seen: list[str] = []
-    server = HTTPServer(("127.0.0.1", 0), type("Handler", (Echo,), {"seen": seen}))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", seen
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_hub_token_is_never_shown(echo: tuple[str, list[str]], ask_hub: Callable[..., None], tmp_path: Path):
-    endpoint, seen = echo
-    ask_hub(endpoint, SECRET)
-    code, out, err = apart("eval", "owner/secret-model", "--data", token_file(tmp_path / "ids.npy"))
+def test_a_hub_token_is_never_shown(ask_hub: Callable[..., None], tmp_path: Path):
+    with serving("/") as hub:
+        ask_hub(hub.endpoint, SECRET)
+        code, out, err = apart("eval", "owner/secret-model", "--data", token_file(tmp_path / "ids.npy"))
     assert code == 2, err
-    assert any(SECRET in sent for sent in seen)  # the token was sent, so an answer could repeat it
+    assert hub.tokens == {SECRET}  # the token was sent, so an answer could repeat it
     assert SECRET not in out + err
     assert "owner/secret-model" in err
     assert "you sent Bearer the token" in err  # the repeated token, redacted
