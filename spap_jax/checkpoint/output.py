@@ -56,8 +56,6 @@ def check_output(
     """Checks an output before any work.
 
     Args:
-        output: A path, or an address.
-        overwrite: Whether a folder there may be replaced, if its manifest names all files in it.
         needed: Bytes that will be written, if known.
         inputs: Inputs of the output, which it must not touch; see `check_apart`.
         resume: Whether an interrupted run is resumed, whose finished output may be there.
@@ -144,7 +142,6 @@ def fill(address: str, sizes: Mapping[str, int], send: Callable[[str, Folder], N
     So a folder with a config.json is complete, and files of an attempt that failed are known as ours.
 
     Args:
-        sizes: Size of each file by name.
         send: Copies or uploads the file of a name to the folder.
 
     Raises:

@@ -53,7 +53,6 @@ def push_to_hub(files: Mapping[str, Path], repo: str, *, overwrite: bool, privat
 
     Args:
         files: Files of the checkpoint by name, a README.md among them.
-        repo: Id of the repository, owner/name.
         overwrite: Whether the model in a repository that is not empty may be replaced.
         private: Whether a new repository is private; an existing one has to be.
 
