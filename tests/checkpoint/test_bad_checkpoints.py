@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ def folder(tmp_path: Path) -> Path:
     return write("llama", tmp_path / "in")
 
 
-def refusal(folder: Path) -> str:
-    """Returns the error message of reading a folder's headers."""
+def refusal(folder: Path, read: Callable[[Path], Any] = Reader) -> str:
+    """Returns the error message of reading a folder, by default only its headers."""
     with pytest.raises(UserError) as error:
-        Reader(folder)
+        read(folder)
     return str(error.value)
 
 
@@ -211,17 +212,12 @@ class TestOrbax:
         save_orbax(load(write("llama_tied", tmp_path / "in")), tmp_path / "orbax")
         return tmp_path / "orbax"
 
-    def refusal(self, folder: Path) -> str:
-        with pytest.raises(UserError) as error:
-            load(folder)
-        return str(error.value)
-
     @pytest.mark.parametrize("change", [{"intermediate_size": 54}, {"num_hidden_layers": 2}])
     def test_other_sizes(self, change: dict, orbax: Path):
-        assert "where config.json gives [" in self.refusal(edit_config(orbax, **change))
+        assert "where config.json gives [" in refusal(edit_config(orbax, **change), load)
 
     def test_other_weights(self, orbax: Path):
-        assert "holds other weights than its config.json" in self.refusal(edit_config(orbax, attention_bias=True))
+        assert "holds other weights than its config.json" in refusal(edit_config(orbax, attention_bias=True), load)
 
     def test_damaged_data(self, orbax: Path, tmp_path: Path):
         places = [shutil.copytree(orbax, tmp_path / name) for name in ("cut", "no manifest", "no metadata")]
@@ -236,13 +232,13 @@ class TestOrbax:
 
     def test_its_own_facts(self, orbax: Path):
         (orbax / "spap_source.json").write_text("{}")
-        assert self.refusal(orbax).startswith(f"{orbax / 'spap_source.json'} cannot be read")
+        assert refusal(orbax, load).startswith(f"{orbax / 'spap_source.json'} cannot be read")
 
     def test_not_finite(self, orbax: Path):
         model = load(orbax)
         model.params["layers"]["mlp"]["up"] = model.params["layers"]["mlp"]["up"].at[1, 2, 3].set(float("nan"))
         save_orbax(model, orbax.parent / "other")
-        assert "the weight layers/mlp/up" in self.refusal(orbax.parent / "other")
+        assert "the weight layers/mlp/up" in refusal(orbax.parent / "other", load)
 
 
 def test_a_model_that_is_replaced_while_it_is_read(folder: Path):

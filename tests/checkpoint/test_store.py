@@ -132,12 +132,8 @@ def test_another_run_is_refused_until_it_is_discarded(dense: Reader, tmp_path: P
     with opened(dense, tmp_path / "out", RUN | {"seed": 2}, fresh=True) as kept:
         assert not kept.found
         assert kept.block(0) is None
-
-
-def test_a_damaged_identity_counts_as_none(dense: Reader, tmp_path: Path) -> None:
-    with opened(dense, tmp_path / "out") as kept:
         put_all(dense, kept)
-    (tmp_path / ".out.resume" / "run.json").write_text("{")
+    (tmp_path / ".out.resume" / "run.json").write_text("{")  # a damaged identity counts as none
     with opened(dense, tmp_path / "out") as kept:
         assert not kept.found
 
@@ -316,19 +312,13 @@ def test_what_was_made_is_made_until_the_command_has_ended(dense: Reader, tmp_pa
         kept.finish({})
     with opened(dense, tmp_path / "out") as kept:
         assert kept.finished
-        kept.remove()
-    with pytest.raises(UserError, match="exists"):
-        opened(dense, tmp_path / "out")
-
-
-def test_an_output_that_was_removed_is_made_again(dense: Reader, tmp_path: Path) -> None:
-    with opened(dense, tmp_path / "out") as kept:
-        put_all(dense, kept)
-        kept.finish({})
-    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
     with opened(dense, tmp_path / "out") as kept:
         assert not kept.finished
         assert not kept.found
+    (tmp_path / "elsewhere").rename(tmp_path / "out")
+    with pytest.raises(UserError, match="exists"):
+        opened(dense, tmp_path / "out")
 
 
 # What is not lost

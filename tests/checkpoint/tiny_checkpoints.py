@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from hf_models import VARIANTS, hf_model
 from safetensors import safe_open
 
 from spap_jax.models.model import Model
+from spap_jax.pruning.reduce import take_groups
 
 __all__ = [
     "VARIANTS",
@@ -21,6 +23,7 @@ __all__ = [
     "same",
     "same_arrays",
     "state",
+    "with_groups",
     "write",
     "write_bin",
 ]
@@ -87,6 +90,13 @@ def same_arrays(one: Any, other: Any) -> bool:
 def same(one: Model, other: Model) -> bool:
     """Returns whether two models have the same config and weights."""
     return one.config == other.config and same_arrays(one.params, other.params)
+
+
+def with_groups(model: Model, *kept: int) -> Model:
+    """Keeps only the given head groups, as pruning would, without the time that it takes."""
+    take = jax.vmap(lambda layer: take_groups(model.family, layer, jnp.asarray(kept)))
+    layers = model.params["layers"] | {"attention": take(model.params["layers"]["attention"])}
+    return Model(model.config.with_kv_heads(len(kept)), model.params | {"layers": layers}, model.source)
 
 
 def edit_config(folder: Path, **changes: Any) -> Path:

@@ -19,6 +19,10 @@ from spap_jax.cli import main
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STORIES = EXAMPLES / "llama-stories"
 CALIBRATION, EVALUATION = EXAMPLES / "stories_calibration.txt", EXAMPLES / "stories_evaluation.txt"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 QUICK = ("--sequences", "16", "--sequence-length", "64", "--joint-passes", "0")
 
 

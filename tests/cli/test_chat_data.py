@@ -6,14 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import CALIBRATION, QUICK, STORIES, sentence, spap
+from commands import CALIBRATION, QUICK, STORIES, TEMPLATE, sentence, spap
 
 import spap_jax
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 TURNS = ("user", "Tell me a story about a dog"), ("assistant", "Once upon a time there was a little dog named Max.")
 
 

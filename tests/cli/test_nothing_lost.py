@@ -102,12 +102,6 @@ def test_files_of_others_in_the_output(command: str, here: Path, capsys):
     assert hashes(here) == before
 
 
-def test_places_that_cannot_be(here: Path, capsys):
-    before = hashes(here)
-    assert "cannot be" in sentence(spap(capsys, *WORDS["prune"], "--output", "/proc/foo"))
-    assert hashes(here) == before
-
-
 def test_an_orbax_folder_at_an_address(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     stores.begin()
     monkeypatch.setenv("SPAP_CACHE", str(here / "cache"))

@@ -5,14 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import CALIBRATION, QUICK, STORIES, sentence, spap
+from commands import CALIBRATION, QUICK, STORIES, TEMPLATE, sentence, spap
 
 from spap_jax.evaluation import writing
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 WORDS = ("--sequences", 10, "--length", 31, "--batch-tokens", 64)
 
 

@@ -1,4 +1,4 @@
-"""Which windows of a text are used."""
+"""Which windows of a text are used, and a warning about those that are learned from and measured on."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from spap_jax import SpapWarning
 from spap_jax.data import tokens
-from spap_jax.data.tokens import POOL, _chunks
+from spap_jax.data.tokens import POOL, _chunks, warn_of_overlap
 
 BOS = VOCABULARY - 1
 
@@ -112,3 +113,11 @@ def test_what_was_not_read_is_told(copies: int, said: str, tokenizer, monkeypatc
     monkeypatch.setattr(tokens, "CHUNK", len(JOINED))
     found = read([JOINED + " "[: copies - 1]] * copies, tokenizer, sequences=3)
     assert said in found.description
+
+
+def test_text_that_is_measured_on_after_it_was_learned_from():
+    text = np.arange(64).reshape(8, 8)
+    with pytest.warns(SpapWarning, match="^3 of the 4 sequences that are learned from are also measured on"):
+        warn_of_overlap(text[[0, 7, 2, 4]], text[1:])
+    warn_of_overlap(text[:4], text[4:])
+    warn_of_overlap(text, None)
