@@ -300,8 +300,8 @@ def save(
         files: Additional text files, by name.
 
     Raises:
-        UserError: it is not a model, the folder may not be replaced, there is no room, or a weight does not fit the
-            dtype.
+        UserError: it is not a model, the folder may not be replaced, a name of ``files`` has folders, there is no room, or a
+            weight does not fit the dtype.
     """
     own: dict[str, str] = {}
     if isinstance(model, PruneResult):
@@ -313,6 +313,8 @@ def save(
         there = converted_files(accounts(model.source), checkpoint.weight_bytes(model, dtype), stock=True)
         own = {name: content.decode() for name, content in there.items()}
     files = own | dict(files or {})
+    if wrong := [name for name in files if name == ".." or Path(name).name != name]:
+        raise UserError(f"a file to write is called {wrong[0]!r}: give each a name without folders.")
     if checked(model).source == UNKNOWN:
         raise UserError(
             "a model that a jitted function returned has no source, which has its config and tokenizer: save "

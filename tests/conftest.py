@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import environment  # noqa: F401  # isort: skip
 import jax
@@ -38,11 +39,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Collect the test of a client only if the option names a Python that has it, as none has it by default."""
     option = {"test_llama_cpp.py": "--llama-cpp-python", "test_tunix.py": "--tunix-python"}.get(collection_path.name)
     return (option is not None and not config.getoption(option)) or None
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run first the tests that drop all compiled programs: there are few then, and later tests find theirs."""
-    items.sort(key=lambda item: item.path.name != "test_programs.py")
 
 
 def pytest_collection_finish() -> None:
@@ -96,6 +92,15 @@ def optimized() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty store, whose addresses begin with frail://, and an empty cache of downloads in the test's folder."""
+    import stores
+
+    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
+    return stores.begin()
 
 
 @pytest.fixture

@@ -84,6 +84,13 @@ def test_perplexity_is_that_of_torch():
     assert spap.perplexity(stories(), evaluation()) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["../notes.txt", "/tmp/notes.txt", "notes/mine.txt", "..", ""])
+def test_no_file_is_written_outside_the_output(name: str, tmp_path: Path):
+    with pytest.raises(spap.UserError, match="name"):
+        spap.save(stories(), tmp_path / "out", files={name: "mine"})
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_notebook(tmp_path: Path):
     """Load, prune, measure, save, and load the result with stock tools."""
     model, result = stories(), pruned()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from spap_jax.checkpoint.config_text import read_config_text
-from spap_jax.checkpoint.orbax_files import is_orbax, params_files
 from spap_jax.checkpoint.ranged import AtAddress
+from spap_jax.checkpoint.side_files import PARAMS, is_orbax
 from spap_jax.checkpoint.tensors import weight_files
 
 _PIECE, _PIECES = 1 << 16, 256
@@ -25,7 +25,8 @@ def fingerprint(folder: Path) -> str:
     """
     total = hashlib.sha256(read_config_text(folder / "config.json").encode())
     elsewhere = AtAddress.of(folder)
-    for path in params_files(folder) if is_orbax(folder) else weight_files(folder, elsewhere):
+    inside = sorted(file for file in (folder / PARAMS).rglob("*") if file.is_file()) if is_orbax(folder) else None
+    for path in inside or weight_files(folder, elsewhere):
         name = path.relative_to(folder).as_posix()
         if elsewhere:
             total.update(f"\n{name} {elsewhere.version(path)}\n".encode())

@@ -4,9 +4,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from spap_jax.checkpoint.orbax_files import SOURCE, is_orbax
 from spap_jax.checkpoint.ranged import note_of
-from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
+from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, SOURCE, is_orbax, matching
 from spap_jax.checkpoint.tensors import weight_files
 from spap_jax.errors import UserError, first_line
 from spap_jax.storage.files import Folder, check_repo_id, fetch_file, hub_file, hub_problem, require_hub

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from spap_jax.checkpoint.config_text import read_config_text, understood, written_config_text
-from spap_jax.checkpoint.orbax_files import PARAMS, SOURCE, is_orbax
 from spap_jax.checkpoint.output import new_folder
-from spap_jax.checkpoint.reader import PlaceParams, local
-from spap_jax.checkpoint.side_files import side_files
+from spap_jax.checkpoint.reader import PlaceParams
+from spap_jax.checkpoint.side_files import PARAMS, SOURCE, side_files
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import UserError, first_line
 from spap_jax.models import DecoderConfig, Params, decoder
@@ -62,19 +61,13 @@ def save_orbax(
             committed.write_text("Checkpoint commit was successful\n", encoding="utf-8")
 
 
-def load_orbax(folder: str | Path, place: PlaceParams = local) -> Model:
-    """Reads a model that `save_orbax` wrote.
-
-    ``place`` puts the parameters, which are in the memory of the host, on devices; by default, on one device.
+def load_orbax(folder: Path, place: PlaceParams) -> Model:
+    """Reads a model that `save_orbax` wrote; ``place`` puts it on devices, from the memory of the host.
 
     Raises:
-        UserError: The folder is not a checkpoint that `save_orbax` wrote, or it is damaged.
+        UserError: The folder is damaged.
     """
-    folder = Path(folder).absolute()
-    if not is_orbax(folder):
-        raise UserError(
-            f"{folder} is not an Orbax checkpoint that this program wrote: name a folder that `spap convert` wrote."
-        )
+    folder = folder.absolute()
     text = read_config_text(folder / "config.json")
     _, config = understood(text, str(folder))
     params = _restored(folder, config)

@@ -1,10 +1,11 @@
-"""Where an output may be written, and how it gets its place: a folder is complete or absent.
+"""Where an output may be written, and how it gets its place: a folder is complete or absent, and lists its files.
 
 It is made beside its place, under a hidden name. A folder that it replaces is moved there before, and removed after.
 """
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
@@ -14,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.folders import NEW, LocalFolder, disk_errors, folder_at, sync
-from spap_jax.checkpoint.manifest import MANIFEST, check_replaceable, foreign, manifest_text, parse_manifest
-from spap_jax.errors import UserError
+from spap_jax.errors import UserError, option
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
 from spap_jax.storage.files import Folder
@@ -23,6 +23,15 @@ from spap_jax.storage.location import beside, check_apart, is_address, real_path
 
 RUN = "run.json"
 """The file with the identity of an unfinished run."""
+
+MANIFEST = "spap_files.json"
+"""The list of the files that this program wrote into a folder, so that nothing else is ever replaced.
+
+It is a JSON object with the size of each file, except itself, by its path below the folder.
+"""
+
+_SHOWN = 3
+"""Number of files of another origin that an error names."""
 
 _KEPT = re.compile(
     rf"({RUN}|decided\.json|outer\.safetensors|(block|joint)-\d+\.safetensors)({re.escape(NEW)})?"
@@ -47,8 +56,6 @@ def check_output(
     """Checks an output before any work.
 
     Args:
-        output: A path, or an address.
-        overwrite: Whether a folder there may be replaced, if its manifest names all files in it.
         needed: Bytes that will be written, if known.
         inputs: Inputs of the output, which it must not touch; see `check_apart`.
         resume: Whether an interrupted run is resumed, whose finished output may be there.
@@ -60,7 +67,7 @@ def check_output(
     check_apart(output, inputs)
     kept = resume_folder(output)
     if isinstance(kept, LocalFolder):
-        _check_writable(real_path(output), needed)
+        check_room(output, needed)
     if others := [name for name in kept.sizes() if not _KEPT.fullmatch(name)]:
         raise UserError(
             f"{kept.address}, where an unfinished run is kept, holds {others[0]}, which no run left there: move it "
@@ -70,18 +77,41 @@ def check_output(
         check_place(output, overwrite)
 
 
+def manifest_text(sizes: Mapping[str, int]) -> str:
+    """The text of a manifest of files of these sizes."""
+    return json.dumps({name: sizes[name] for name in sorted(sizes) if name != MANIFEST}, indent=1) + "\n"
+
+
+def parse_manifest(content: bytes | None) -> dict[str, int]:
+    """The sizes in a manifest by name; empty if it is not valid."""
+    try:
+        found = json.loads(content or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def check_place(output: str | Path, overwrite: bool) -> None:
-    """Checks that an output replaces nothing that it may not.
+    """Refuses to replace a file, or a folder unless that was asked for and its manifest names all files in it.
 
     Raises:
-        UserError: It would.
+        UserError: The output is there and may not be replaced.
     """
     folder = folder_at(output if is_address(output) else real_path(output))
     sizes = folder.sizes()
     if "" in sizes:
         raise UserError(f"{output} is a file and the output is a folder: name another place.")
-    if sizes:
-        check_replaceable(output, overwrite, foreign(sizes, folder.read(MANIFEST)))
+    if sizes and not overwrite:
+        raise UserError(f"{output} exists: name another folder, or pass {option('overwrite', True)} to replace it.")
+    listed = parse_manifest(folder.read(MANIFEST)) if sizes else {}
+    if listed:
+        sizes.pop(MANIFEST, None)
+    if others := sorted(name for name, size in sizes.items() if listed.get(name) != size):
+        shown = ", ".join(others[:_SHOWN]) + (f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+        raise UserError(
+            f"{output} is not overwritten, because it holds files that spap did not write or that have another size "
+            f"({shown}): name another folder, or move them out of it."
+        )
 
 
 def put_in_place(made: Path, output: Path, replaced: Path, overwrite: bool) -> None:
@@ -112,7 +142,6 @@ def fill(address: str, sizes: Mapping[str, int], send: Callable[[str, Folder], N
     So a folder with a config.json is complete, and files of an attempt that failed are known as ours.
 
     Args:
-        sizes: Size of each file by name.
         send: Copies or uploads the file of a name to the folder.
 
     Raises:
@@ -164,18 +193,16 @@ def new_folder(output: str | Path, overwrite: bool, needed: int, source: Path | 
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _check_writable(target: Path, needed: int) -> None:
-    """Checks that a folder can be made at a place and beside it, on a disk with room; nothing is made."""
+def check_room(output: str | Path, needed: int) -> None:
+    """Checks that a folder can be made at a path and beside it, on a disk with room; nothing is made.
+
+    Raises:
+        UserError: It cannot.
+    """
+    target = real_path(output)
     parent = next(folder for folder in target.parents if os.path.exists(folder))
     if not os.access(parent, os.W_OK):
         raise UserError(f"{target} cannot be made in {parent} ({os.strerror(errno.EACCES)}): name another place.")
-    check_room(target, needed)
-
-
-def check_room(output: str | Path, needed: int) -> None:
-    """Raises UserError if the disk of an output, a path, has less room than is needed."""
-    target = real_path(output)
-    parent = next(folder for folder in target.parents if os.path.exists(folder))
     free = free_disk(parent)
     if free < needed:
         raise UserError(

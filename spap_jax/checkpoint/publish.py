@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spap_jax.checkpoint.folders import LocalFolder
-from spap_jax.checkpoint.manifest import MANIFEST, parse_manifest
-from spap_jax.checkpoint.side_files import ACCOUNTS, SIDE_FILES, matching
+from spap_jax.checkpoint.output import MANIFEST, parse_manifest
+from spap_jax.checkpoint.side_files import ACCOUNTS, PARAMS, SIDE_FILES, SOURCE, matching
 from spap_jax.errors import UserError, first_line, option
 from spap_jax.storage.files import hub_problem
 
@@ -13,13 +13,13 @@ _PAGE = "spap_report.html"
 """The file that spap report adds."""
 
 _OF_A_MODEL = (
-    *("config.json", "spap_source.json", *SIDE_FILES, *ACCOUNTS),
+    *("config.json", SOURCE, *SIDE_FILES, *ACCOUNTS),
     *("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json"),
 )
-"""Files that are removed with another model that was in the repository: loaders would mix them with the new ones."""
+"""Files that are removed with another model that was in the repository: loaders would mix them with the new ones.
 
-_ORBAX = "params/"
-"""The folder of an Orbax checkpoint's weights, which is removed likewise."""
+So are all in the folder of an Orbax checkpoint's weights.
+"""
 
 _NEW = ".gitattributes"
 """The file that the hub itself adds to a new repository."""
@@ -53,7 +53,6 @@ def push_to_hub(files: Mapping[str, Path], repo: str, *, overwrite: bool, privat
 
     Args:
         files: Files of the checkpoint by name, a README.md among them.
-        repo: Id of the repository, owner/name.
         overwrite: Whether the model in a repository that is not empty may be replaced.
         private: Whether a new repository is private; an existing one has to be.
 
@@ -75,7 +74,7 @@ def push_to_hub(files: Mapping[str, Path], repo: str, *, overwrite: bool, privat
         present = {file.rfilename for file in found.siblings or ()}
         _check_replaceable(repo, sorted(present - {_NEW}), overwrite, must_hide=private and not found.private)
         gone = present - files.keys()
-        removed = [*matching(gone, _OF_A_MODEL), *(name for name in gone if name.startswith(_ORBAX))]
+        removed = [*matching(gone, _OF_A_MODEL), *(name for name in gone if name.startswith(f"{PARAMS}/"))]
         sent: dict[str, Path | bytes] = {**files, "README.md": card}
         changes = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in sent.items()]
         hub.create_commit(repo, [*changes, *map(CommitOperationDelete, removed)], commit_message="Pruned with SPAP-JAX")

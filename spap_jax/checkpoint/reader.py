@@ -1,7 +1,8 @@
 """Reads Hugging Face folders, layer by layer or completely."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,21 +11,17 @@ from flax.traverse_util import unflatten_dict
 from spap_jax.checkpoint import inventory
 from spap_jax.checkpoint.config_text import read_config_text, understood
 from spap_jax.checkpoint.fingerprint import fingerprint
-from spap_jax.checkpoint.inventory import HEAD
+from spap_jax.checkpoint.inventory import HEAD, filled_up
 from spap_jax.checkpoint.ranged import AtAddress
-from spap_jax.checkpoint.stored import Stack, Stored
-from spap_jax.checkpoint.tensors import TensorFiles
+from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
+from spap_jax.errors import UserError
 from spap_jax.models import DecoderConfig, Params, Rule
+from spap_jax.models.host_arrays import copy_into
 from spap_jax.models.model import Model, Source
-from spap_jax.parallel import mesh
+from spap_jax.parallel.placement import shard_params
 
 PlaceParams = Callable[[DecoderConfig, Params], Params]
 """Places stored parameters on devices, as JAX arrays."""
-
-
-def local(config: DecoderConfig, params: Params) -> Params:
-    """Places parameters on one device, as `placement.shard_params` does without a mesh."""
-    return jax.tree.map(mesh.put, params)
 
 
 def as_stored(config: DecoderConfig, params: Params) -> Params:
@@ -35,6 +32,65 @@ def as_stored(config: DecoderConfig, params: Params) -> Params:
 def on_host(config: DecoderConfig, params: Params) -> Params:
     """Reads parameters into the memory of the host, as numpy arrays."""
     return jax.tree.map(np.asarray, params)
+
+
+class Stored:
+    """One lazy array of a parameter tree, of one layer or outside of the layers; ``numpy.asarray`` reads it.
+
+    Its shape is that in the parameter tree, its dtype that in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        files: TensorFiles,
+        name: str,
+        rule: Rule,
+        sizes: dict[str, int],
+        room: tuple[int, ...],
+        twin: str | None = None,
+    ):
+        """Prepares the array; nothing is read yet.
+
+        Args:
+            rule: Rule that turns the tensor with this name into the array.
+            room: Shape of the array, which may be wider than the tensor and is then padded with zeros.
+            twin: Name of a tensor that has to be equal.
+        """
+        self._files, self._name, self._rule, self._sizes, self._twin = files, name, rule, sizes, twin
+        self.shape = room
+        self.dtype = DTYPES[files.tensors[name].dtype]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Reads the array.
+
+        Raises:
+            UserError: The file is damaged, a weight is not finite, or the twin differs.
+        """
+        whole = tuple(map(slice, self._files.tensors[self._name].shape))
+        tensor = self._files.read(self._name, whole)
+        if self._twin is not None:
+            _check_tied(tensor, self._files.read(self._twin, whole), self._twin)
+        return filled_up(self._rule.read(tensor, self._sizes), self.shape).astype(dtype or self.dtype, copy=False)
+
+
+class Stack:
+    """The arrays of all layers as one [L, ...]; at most one layer is in memory twice."""
+
+    def __init__(self, layers: Sequence[Stored]):
+        """Prepares the array; nothing is read yet."""
+        self._layers = layers
+        self.shape, self.dtype = (len(layers), *layers[0].shape), layers[0].dtype
+
+    def __getitem__(self, index: int) -> Stored:
+        """The array of one layer, which is not read yet."""
+        return self._layers[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Reads all of the array."""
+        stack = np.empty(self.shape, self.dtype)
+        for place, layer in zip(stack, self._layers, strict=True):
+            copy_into(place, np.asarray(layer))
+        return stack.astype(dtype or self.dtype, copy=False)
 
 
 class Reader:
@@ -61,7 +117,7 @@ class Reader:
         self._rules = self.family.rules_for(self.config)
         self._elsewhere = AtAddress.of(folder)
         self.at_address = self._elsewhere is not None
-        self._files = TensorFiles.open(folder, self._elsewhere)
+        self._files = TensorFiles(folder, self._elsewhere)
         self._stored = inventory.stored_names(self._files, self.family, self.config.tied)
         head_stored = self.config.tied and HEAD in self._stored
         expected = inventory.expected_tensors(self.config, head_stored)
@@ -109,8 +165,8 @@ class Reader:
         arrays = {rule.ours: self._array(rule, index) for rule in self._rules if rule.stacked}
         return unflatten_dict(arrays, sep="/")["layers"]
 
-    def model(self, place: PlaceParams = local) -> Model:
-        """Reads the complete model, with stacked layers; ``place`` puts it on devices, by default on one.
+    def model(self, place: PlaceParams = shard_params) -> Model:
+        """Reads the complete model, with stacked layers; ``place`` puts it on devices, by default those of the mesh.
 
         Raises:
             UserError: A file is damaged, a weight is not finite, or a tied model stores a head of its own.
@@ -125,3 +181,11 @@ class Reader:
         own = self.config if layer is None else self.config.of_layer(layer)
         room = rule.shapes(self.config.axes)[1]
         return Stored(self._files, self._stored[rule.theirs.format(i=layer)], rule, own.axes, room, twin)
+
+
+def _check_tied(tokens: np.ndarray, head: np.ndarray, name: str) -> None:
+    if not np.array_equal(np.ascontiguousarray(head).view(np.uint8), np.ascontiguousarray(tokens).view(np.uint8)):
+        raise UserError(
+            f"config.json ties the head to the embedding, but {name} differs from it: "
+            "set tie_word_embeddings to false if the head is the right one, or remove the tensor."
+        )

@@ -1,5 +1,6 @@
 """The weight files of a run: parameters of the decoder to tensors of a checkpoint and back, a file for each block."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,9 +109,8 @@ class Shards:
         """The index of the files: of the one outside of the blocks, named first, and of each block."""
         layers = range(self.config.layers)
         blocks = {rule.theirs.format(i=i): names[i + 1] for i in layers for rule in self.rules(stacked=True)}
-        return weight_files.index_text(
-            {name: blocks.get(name, names[0]) for name in self.tensors()}, self.total_bytes()
-        )
+        files = {name: blocks.get(name, names[0]) for name in sorted(self.tensors())}
+        return json.dumps({"metadata": {"total_size": self.total_bytes()}, "weight_map": files}, indent=2) + "\n"
 
     def _dtype_of(self, ours: str) -> np.dtype:
         return DTYPES[self.dtype or self.dtypes.get(ours, self.dtypes["layers/mlp/down"])]

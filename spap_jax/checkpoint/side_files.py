@@ -1,4 +1,7 @@
-"""The files that belong to a model beside its config and weights: tokenizer, generation settings, licence, card."""
+"""The files that belong to a model beside its config and weights: tokenizer, generation settings, licence, card.
+
+Also how an Orbax folder is told from others, without Orbax.
+"""
 
 import fnmatch
 from collections.abc import Iterable
@@ -29,13 +32,22 @@ ACCOUNTS = ("README.md", "spap_report.json", "spap_finetune*.json")
 """The card and the reports: they describe how these weights were made, and apply to no others."""
 
 
+PARAMS, SOURCE = "params", "spap_source.json"
+"""In an Orbax folder, the folder of the parameters, and the file that says where they came from."""
+
+
+def is_orbax(folder: Path) -> bool:
+    """Whether a folder was written by `save_orbax`."""
+    return (folder / PARAMS).is_dir() and (folder / SOURCE).is_file()
+
+
 def matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
     """The names that match one of the patterns, sorted; a star does not match a slash."""
-    return sorted(name for name in names if any(_fits(name, pattern) for pattern in patterns))
 
+    def fits(name: str, pattern: str) -> bool:
+        return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
-def _fits(name: str, pattern: str) -> bool:
-    return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+    return sorted(name for name in names if any(fits(name, pattern) for pattern in patterns))
 
 
 def accounts(source: Source) -> dict[str, bytes]:

@@ -12,8 +12,7 @@ import numpy as np
 
 from spap_jax.checkpoint import weight_files
 from spap_jax.checkpoint.folders import LocalFolder, folder_at, sync
-from spap_jax.checkpoint.manifest import MANIFEST, manifest_text, parse_manifest
-from spap_jax.checkpoint.output import RUN, fill, put_in_place
+from spap_jax.checkpoint.output import MANIFEST, RUN, fill, manifest_text, parse_manifest, put_in_place
 from spap_jax.checkpoint.shards import Shards
 from spap_jax.errors import UserError
 from spap_jax.storage.files import Folder
@@ -38,7 +37,8 @@ def stage(folder: LocalFolder | Folder, shards: Shards, parts: Sequence[str], fi
     moved: dict[str, str] = {}
     weights: dict[str, str | bytes] = {}
     if shards.total_bytes() > weight_files.JOINED_BYTES:
-        moved = dict(zip(weight_files.final_names(len(parts)), parts, strict=True))
+        count = len(parts)
+        moved = {f"model-{number:05d}-of-{count:05d}.safetensors": part for number, part in enumerate(parts, 1)}
         weights = {weight_files.INDEX: shards.index_text(list(moved))}
     else:
         weights = {weight_files.JOINED: _joined(folder, parts)}

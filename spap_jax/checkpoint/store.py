@@ -1,24 +1,8 @@
 """Keeps an unfinished run beside its output, and makes the output of what it kept.
 
 A finished block is written once, as a shard of the output: tensors under Hugging Face names in the output's dtype, its
-report in the metadata. At the end the shards are renamed, or joined if they are small. So
-
-    with FolderStore("pruned", identity, config, reader.source, reader.dtypes) as store:
-        if not store.finished:                              # the output of this very run may be in place already
-            store.outer(reader.outer())
-            for i in range(config.layers):
-                block = store.block(i)                      # from an interrupted run
-                if block is None:
-                    block = store.put(i, layer, report)     # written while the next one is computed
-                ...                                         # go on from block.params: what the file holds
-            resumed = store.restore_state(like)             # of joint steps, or of training: (tree, checks)
-            ...
-            store.save_state(tree, checks)                  # after every check; saves every few minutes
-            store.replace(i, layer)                         # blocks that joint steps changed
-            store.finish({"README.md": text})
-    store.remove()                                          # when the whole command has succeeded
-
-makes `pruned` from `.pruned.resume`, which holds
+report in the metadata. At the end the shards are renamed, or joined if they are small. What is kept of a run into the
+folder `pruned` lies in `.pruned.resume`:
 
     run.json           everything that the result depends on; and the output's files, once nothing is left to compute
     decided.json       what was decided before the first block
@@ -27,7 +11,7 @@ makes `pruned` from `.pruned.resume`, which holds
     output/            files of the output, while it is made
     replaced/          the folder that was in the output's place
 
-and is removed by `remove`. A process that is killed loses the block in progress, and the steps since the last state.
+A process that is killed loses the block in progress, and the steps since the last state.
 
 In a run of several processes, each has a store and makes all calls; the leading one writes, and all read. So the output
 has to be in a place that all of them see.
@@ -185,12 +169,10 @@ class FolderStore:
         return None
 
     def put(self, index: int, layer: Params, report: Json) -> None:
-        """Writes a finished block, while the caller goes on; an error of writing is raised at the next call.
+        """Writes a finished block, padded to the widest layer, while the caller goes on.
 
-        A resumed run goes on from what is written: if that has another dtype, so should this one.
-
-        Args:
-            layer: Its parameters, padded to the config's widest layer.
+        An error of writing is raised at the next call. A resumed run goes on from what is written: if that has another
+        dtype, so should this one.
         """
         self._write_block("block", index, layer, report)
         self._blocks = max(self._blocks, index + 1)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
@@ -44,14 +44,9 @@ class Tensor:
     dtype: str
 
     @property
-    def item_bytes(self) -> int:
-        """Bytes of an element; the dtype must be one of `DTYPES`."""
-        return DTYPES[self.dtype].itemsize
-
-    @property
     def bytes(self) -> int:
-        """Bytes of all elements."""
-        return math.prod(self.shape) * self.item_bytes
+        """Bytes of all elements; the dtype must be one of `DTYPES`."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class _WeightFile(Protocol):
@@ -67,15 +62,7 @@ class TensorFiles:
         tensors: Shape and dtype of each by its name; not all dtypes can be read.
     """
 
-    def __init__(self, files: Iterable[_WeightFile]):
-        self._files: dict[str, _WeightFile] = {}
-        self.tensors: dict[str, Tensor] = {}
-        for file in files:
-            self._files |= dict.fromkeys(file.tensors, file)
-            self.tensors |= file.tensors
-
-    @classmethod
-    def open(cls, folder: Path, elsewhere: "AtAddress | None" = None) -> "TensorFiles":
+    def __init__(self, folder: Path, elsewhere: "AtAddress | None" = None):
         """Reads the headers of `model.safetensors` or its shards, else of `pytorch_model.bin` or its shards.
 
         ``elsewhere`` holds the weight files, if they are not in the folder.
@@ -84,7 +71,11 @@ class TensorFiles:
             UserError: There are no weights, a file is missing or damaged, or torch is needed and not installed.
         """
         paths = weight_files(folder, elsewhere)
-        return cls(elsewhere.open(paths) if elsewhere else map(_open, paths))
+        self._files: dict[str, _WeightFile] = {}
+        self.tensors: dict[str, Tensor] = {}
+        for file in elsewhere.open(paths) if elsewhere else map(_open, paths):
+            self._files |= dict.fromkeys(file.tensors, file)
+            self.tensors |= file.tensors
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
         """Reads a part of a tensor's data, given a slice for each axis.

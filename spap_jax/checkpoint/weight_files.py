@@ -38,14 +38,3 @@ def decode(content: bytes | None) -> tuple[Arrays, Any] | None:
     tensors = {name: np.frombuffer(of["data"], _DTYPES[of["dtype"]]).reshape(of["shape"]) for name, of in found}
     about = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     return tensors, json.loads(about.get("report", "null"))
-
-
-def final_names(count: int) -> list[str]:
-    """The names of the weight files of a checkpoint that has several."""
-    return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
-
-
-def index_text(files: Mapping[str, str], size: int) -> str:
-    """The index of a checkpoint with several weight files: the file of each tensor, and the bytes of all."""
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
-    return json.dumps(index, indent=2) + "\n"

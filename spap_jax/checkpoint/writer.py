@@ -19,11 +19,10 @@ def save(
     overwrite: bool = False,
     files: Mapping[str, str | bytes] | None = None,
 ) -> None:
-    """Writes a model as a Hugging Face folder that stock loaders read; it is complete or absent.
+    """Writes a model as a Hugging Face folder, at a path or an address, that stock loaders read; complete or absent.
 
     Args:
         model: Its parameters are arrays, or `Stored`.
-        folder: Output folder: a path, or an address.
         dtype: "float32", "bfloat16" or "float16"; by default the dtypes of the arrays.
         overwrite: Whether to replace a folder whose manifest names all files in it.
         files: Additional text files by name.

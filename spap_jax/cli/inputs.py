@@ -5,6 +5,7 @@ from pathlib import Path
 
 from spap_jax import checkpoint
 from spap_jax.data.sources import data_file, local_file, read_file, shares_of
+from spap_jax.storage.location import model_place
 
 
 def inputs(
@@ -12,7 +13,7 @@ def inputs(
 ) -> dict[str, str | Path | None]:
     """Returns the paths and addresses of models and data by role, as `check_output` expects them; nothing is read."""
     models = {"the model": model, "the teacher": teacher}
-    places: dict[str, str | Path | None] = {role: checkpoint.model_place(name) for role, name in models.items() if name}
+    places: dict[str, str | Path | None] = {role: model_place(name) for role, name in models.items() if name}
     for role, named in (("the data", data), ("the evaluation data", evaluation)):
         parts = shares_of(named) if named else []
         places |= {

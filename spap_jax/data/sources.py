@@ -158,7 +158,7 @@ def shares_of(data: str) -> list[Share]:
         UserError: A weight is missing or 0, or a data set is named twice.
     """
     pieces = data.split(",")
-    if len(pieces) == 1 or _exists(data):
+    if len(pieces) == 1 or os.path.exists(os.path.expanduser(data)):
         return [Share(data, 1.0)]
     found = [_WEIGHTED.fullmatch(piece) for piece in pieces]
     parts = [Share(match[1], float(match[2])) for match in found if match]
@@ -192,10 +192,6 @@ def sequence_counts(parts: list[Share], sequences: int) -> list[int]:
             f"or {option('sequences')}"
         )
     return whole
-
-
-def _exists(name: str) -> bool:
-    return os.path.exists(os.path.expanduser(name))
 
 
 def joined(rows: Iterable[Any], name: str, between: str = "\n\n") -> Iterator[Piece]:
@@ -233,7 +229,6 @@ def open_data(data: Data, role: Role, join: Join = joined) -> Opened:
     """Finds and opens data.
 
     Args:
-        data: Their name, or an object.
         role: What they are for, which decides on the split.
         join: Makes pieces of rows, except those of a named set, which has its own protocol.
 

@@ -7,6 +7,7 @@ minute without a network; here the cache is asked first, and then whether the hu
 
 import contextlib
 import errno
+import hashlib
 import json
 import re
 import secrets
@@ -19,7 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 from spap_jax.errors import UserError, first_line, without_password
 from spap_jax.memory import free_disk
 from spap_jax.quantities import bytes_text
-from spap_jax.storage.location import cache, short_hash
+from spap_jax.storage.location import cache
 
 _ATTEMPTS = 3
 """How often a range is asked for; the clients of stores also repeat single requests, and wait in between."""
@@ -194,12 +195,8 @@ class Folder:
         with self._failing("copied", name):
             self._store.copy(self._path(name), place._path(final))
 
-    def get(self, sizes: Mapping[str, int | None], into: Path) -> None:
-        """Downloads files, with their bytes if known, into a local folder, with a progress bar on a terminal.
-
-        Raises:
-            UserError: A name points outside of the local folder, or a file arrived in another size.
-        """
+    def _get(self, sizes: Mapping[str, int | None], into: Path) -> None:
+        """Downloads files, of these sizes if known, into a local folder, with a progress bar on a terminal."""
         local = {name: into / name for name in sizes}
         for name, file in local.items():
             if ".." in Path(name).parts:
@@ -220,9 +217,12 @@ class Folder:
         Args:
             files: What the store says of each file, by name.
             note: A text to keep beside that folder, where no file that a store offers can be, for `read_note`.
+
+        Raises:
+            UserError: The disk has no room, a name leads out of the folder, or a file arrived in another size.
         """
         identity = json.dumps([self.address, files, note], sort_keys=True, default=str)
-        target = _downloads() / short_hash(identity)
+        target = _downloads() / hashlib.sha256(identity.encode()).hexdigest()[:32]
         if target.is_dir():
             if (target / _NOTE).is_file() and all((target / _FILES / name).is_file() for name in files):
                 return target / _FILES
@@ -237,7 +237,7 @@ class Folder:
                     f"{self.address} holds {bytes_text(size)} and the disk of {target.parent} has "
                     f"{bytes_text(free)} free: free some space, or name a folder on another disk in SPAP_CACHE."
                 )
-            self.get({name: about["size"] for name, about in files.items()}, partial / _FILES)
+            self._get({name: about["size"] for name, about in files.items()}, partial / _FILES)
             (partial / _NOTE).write_text(note, encoding="utf-8")
             try:
                 partial.rename(target)

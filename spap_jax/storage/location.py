@@ -3,7 +3,6 @@
 Also whether two such places are the same, and which names an output may have.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -53,11 +52,6 @@ def cache() -> Path:
     named = os.environ.get("SPAP_CACHE")
     usual = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "spap"
     return (Path(named) if named else usual).expanduser().absolute()
-
-
-def short_hash(text: str) -> str:
-    """A name for a folder that belongs to a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def beside(output: str | Path, role: str) -> str:

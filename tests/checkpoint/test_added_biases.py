@@ -11,7 +11,7 @@ from tiny_checkpoints import edit_config, fields, raw_tensors, write
 
 import spap_jax
 from spap_jax.api import PruneResult
-from spap_jax.checkpoint import load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import load, save, save_orbax
 from spap_jax.errors import UserError
 
 SENTENCE = r"the config\.json of \w+ has no field for biases on the MLP alone, .*: prune with update='none' or"
@@ -36,7 +36,7 @@ def test_the_field_is_added_and_nothing_else_changes(tmp_path: Path):
     tokens = np.arange(24).reshape(2, 12)
     np.testing.assert_array_equal(spap_jax.logits(again, tokens), spap_jax.logits(model, tokens))
     save_orbax(model, tmp_path / "orbax")
-    assert load_orbax(tmp_path / "orbax").config == model.config
+    assert load(tmp_path / "orbax").config == model.config
 
 
 def test_a_field_that_says_no_says_yes(tmp_path: Path):

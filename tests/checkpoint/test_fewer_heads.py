@@ -3,31 +3,15 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_checkpoints import edit_config, fields, write
+from tiny_checkpoints import edit_config, fields, same, with_groups, write
 
 import spap_jax
-from spap_jax.checkpoint import load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import load, save, save_orbax
 from spap_jax.errors import UserError
-from spap_jax.pruning.reduce import take_groups
 
 TOKENS = np.random.default_rng(0).integers(2, 97, (8, 16))
-
-
-def with_groups(model: spap_jax.Model, *kept: int) -> spap_jax.Model:
-    """Keeps only the given head groups, as pruning would, without the time that it takes."""
-    attention = jax.vmap(lambda layer: take_groups(model.family, layer, jnp.asarray(kept)))(
-        model.params["layers"]["attention"]
-    )
-    params = model.params | {"layers": model.params["layers"] | {"attention": attention}}
-    return spap_jax.Model(model.config.with_kv_heads(len(kept)), params, model.source)
-
-
-def same(one: spap_jax.Model, other: spap_jax.Model) -> bool:
-    return one.config == other.config and jax.tree.all(jax.tree.map(np.array_equal, one.params, other.params))
 
 
 def test_the_heads_are_edited_and_their_width_is_added(tmp_path: Path):
@@ -46,7 +30,7 @@ def test_there_and_back_and_pruned_again(tmp_path: Path):
     source = edit_config(write("llama", tmp_path / "in"), head_dim=8)
     save(with_groups(load(source), 0, 3), tmp_path / "once")
     save_orbax(load(tmp_path / "once"), tmp_path / "orbax")
-    save(load_orbax(tmp_path / "orbax"), tmp_path / "back")
+    save(load(tmp_path / "orbax"), tmp_path / "back")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "once" / name).read_bytes()
     once = load(tmp_path / "back")

@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from servers import Handler, running
 from tiny_checkpoints import write, write_bin
 
 from spap_jax.checkpoint import fetch_side_files, load, locate, locate_config
-from spap_jax.checkpoint.orbax_files import SOURCE
+from spap_jax.checkpoint.side_files import SOURCE
 from spap_jax.errors import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -95,20 +94,17 @@ def test_a_cached_orbax_folder_needs_no_network(cache: Path):
     assert locate("owner/name") == folder
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Handler):
     """The parts of the hub that a download needs, with one public model and one gated model."""
 
     protocol_version = "HTTP/1.1"
     root: Path
     asked: list[str]
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         self.asked.append(self.path)
         if self.path == "/":
-            self.answer(200, b"")
+            self.answer(200)
         elif "gated/model" in self.path:
             self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
         elif "owner/name" not in self.path:
@@ -124,29 +120,13 @@ class Hub(BaseHTTPRequestHandler):
     def names(self) -> list[str]:
         return [str(file.relative_to(self.root)) for file in sorted(self.root.rglob("*")) if file.is_file()]
 
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Suppresses the log."""
-
 
 @pytest.fixture
 def hub(ask_hub: Callable[..., None], tmp_path: Path) -> Iterator[None]:
     Hub.root, Hub.asked = tmp_path / "served", []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    ask_hub(f"http://127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with running(Hub) as endpoint:
+        ask_hub(endpoint)
+        yield
 
 
 def test_a_download_takes_what_is_needed_and_no_more(hub: None, tmp_path: Path):

@@ -259,7 +259,7 @@ def test_a_model_is_not_saved_over_or_into_or_around_its_source(
 @pytest.mark.parametrize(
     "output",
     ["", "/", "..", "/proc/foo", "x" * 250, "file/out", "loop",
-     "gs://bucket/a/../b", "gs://bucket/run*", "gs://bucket", "hf://owner/name"],
+     " ", "gs://bucket/a/../b", "gs://bucket/run*", "gs://bucket", "hf://owner/name", "HF://owner/name"],
 )  # fmt: skip
 def test_names_that_no_output_can_have(
     output: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_checkpoints import write
+from tiny_checkpoints import with_groups, write
 
 import spap_jax
-from spap_jax.pruning.reduce import take_channels, take_groups
+from spap_jax.pruning.reduce import take_channels
 
 SCRIPT = Path(__file__).with_name("stock_load.py")
 VARIANTS = (
@@ -48,12 +48,10 @@ def pruned(variant: str, folder: Path, **how: Any) -> Path:
 def halved(model: spap_jax.Model, heads: bool) -> spap_jax.Model:
     """Halves the MLP channels, and the key/value heads if asked to, without the time that pruning takes."""
     config, layers = model.config, model.params["layers"]
-    kept, groups = jnp.arange(0, config.intermediate, 2), jnp.arange(config.kv_heads // 2)
+    kept = jnp.arange(0, config.intermediate, 2)
     layers = layers | {"mlp": jax.vmap(lambda mlp: take_channels(model.family, mlp, kept))(layers["mlp"])}
-    if heads:
-        taken = jax.vmap(lambda attention: take_groups(model.family, attention, groups))(layers["attention"])
-        layers, config = layers | {"attention": taken}, config.with_kv_heads(len(groups))
-    return spap_jax.Model(config.narrowed(len(kept)), model.params | {"layers": layers}, model.source)
+    small = spap_jax.Model(config.narrowed(len(kept)), model.params | {"layers": layers}, model.source)
+    return with_groups(small, *range(config.kv_heads // 2)) if heads else small
 
 
 def load_in(python: str, folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

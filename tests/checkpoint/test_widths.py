@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_checkpoints import edit_config, fields, raw_tensors, write
+from tiny_checkpoints import edit_config, fields, raw_tensors, same, write
 
 import spap_jax
-from spap_jax.checkpoint import Reader, as_stored, load, load_orbax, save, save_orbax
+from spap_jax.checkpoint import Reader, as_stored, load, save, save_orbax
 from spap_jax.cli.bench import _measured
 from spap_jax.errors import UserError
 from spap_jax.evaluation.generation import read
@@ -37,10 +37,6 @@ def narrower(model: spap_jax.Model, widths: tuple[int, ...] = WIDTHS) -> spap_ja
     mlps = [one(index, width) for index, width in enumerate(widths)]
     layers = model.params["layers"] | {"mlp": jax.tree.map(lambda *arrays: np.stack(arrays), *mlps)}
     return spap_jax.Model(model.config.with_widths(widths), model.params | {"layers": layers}, model.source)
-
-
-def same(one: spap_jax.Model, other: spap_jax.Model) -> bool:
-    return one.config == other.config and jax.tree.all(jax.tree.map(np.array_equal, one.params, other.params))
 
 
 def hf_logits(variant: str) -> np.ndarray:
@@ -77,20 +73,9 @@ def test_there_and_back(variant: str, tmp_path: Path):
     assert measured["bytes"] == sum(len(content) for *_, content in tensors.values())
 
     save_orbax(again, tmp_path / "orbax")
-    save(load_orbax(tmp_path / "orbax"), tmp_path / "back")
+    save(load(tmp_path / "orbax"), tmp_path / "back")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-
-
-def test_a_narrow_layer_is_filled_up_with_zeros(tmp_path: Path):
-    """The widest layer has 40 channels, and the last one 7."""
-    model = narrower(load(write("llama_biases", tmp_path / "in")))
-    save(model, tmp_path / "out")
-    mlp, whole = Reader(tmp_path / "out").layer(2)["mlp"], model.params["layers"]["mlp"]
-    down, up = np.asarray(mlp["down"]), np.asarray(mlp["up"])
-    assert (down.dtype, len(down)) == (whole["down"].dtype, 40)
-    np.testing.assert_array_equal(down[7:], np.zeros_like(down[7:]))
-    np.testing.assert_array_equal(up[:, 7:], np.zeros_like(up[:, 7:]))
 
 
 def test_one_field_is_added_and_emptied(tmp_path: Path):

@@ -5,17 +5,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from hf_models import VARIANTS, hf_model
 from safetensors import safe_open
 
-from spap_jax.checkpoint.inventory import array_dtypes
 from spap_jax.models.model import Model
+from spap_jax.pruning.reduce import take_groups
 
-__all__ = ["BITS", "VARIANTS", "dtypes", "edit_config", "edit_tensors", "raw_tensors", "state", "write", "write_bin"]
-
-BITS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
+__all__ = [
+    "VARIANTS",
+    "edit_config",
+    "edit_tensors",
+    "raw_tensors",
+    "same",
+    "same_arrays",
+    "state",
+    "with_groups",
+    "write",
+    "write_bin",
+]
 
 
 def state(variant: str, dtype: str = "float32") -> dict[str, torch.Tensor]:
@@ -68,9 +79,24 @@ def raw_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return raw
 
 
-def dtypes(model: Model) -> dict[str, str]:
-    """Returns the dtype names of a model's arrays, in the form that a writer accepts."""
-    return array_dtypes(model.params, model.config)
+def same_arrays(one: Any, other: Any) -> bool:
+    """Returns whether two trees have the same structure, dtypes and bytes."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+def same(one: Model, other: Model) -> bool:
+    """Returns whether two models have the same config and weights."""
+    return one.config == other.config and same_arrays(one.params, other.params)
+
+
+def with_groups(model: Model, *kept: int) -> Model:
+    """Keeps only the given head groups, as pruning would, without the time that it takes."""
+    take = jax.vmap(lambda layer: take_groups(model.family, layer, jnp.asarray(kept)))
+    layers = model.params["layers"] | {"attention": take(model.params["layers"]["attention"])}
+    return Model(model.config.with_kv_heads(len(kept)), model.params | {"layers": layers}, model.source)
 
 
 def edit_config(folder: Path, **changes: Any) -> Path:

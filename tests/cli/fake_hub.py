@@ -3,12 +3,12 @@
 import base64
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from servers import Handler, running
 
 
 @dataclass
@@ -71,12 +71,12 @@ class Hub:
         return value["path"], self.large[value["oid"]] if large else base64.b64decode(value["content"])
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     hub: Hub
 
     def do_HEAD(self) -> None:
         if self.path == "/":
-            self._send(200, b"")
+            self.answer(200)
         else:
             self._answer(b"")
 
@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self.hub.large[self.path.rpartition("/")[2]] = self._body()
-        self._send(200, b"{}")
+        self.answer(200, b"{}")
 
     def do_POST(self) -> None:
         self._answer(self._body())
@@ -94,41 +94,21 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.headers.get("authorization", "")
         self.hub.tokens |= {sent.removeprefix("Bearer ")} if sent else set()
         if self.path.startswith(self.hub.refuse):
-            error = f"you sent {sent}"
-            self._send(403, json.dumps({"error": error}).encode(), {"X-Error-Message": error})
+            said = f"you sent {sent}"
+            self.answer(403, json.dumps({"error": said}).encode(), {"X-Error-Message": said})
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+", self.path) and self.path[12:] not in self.hub.models:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         else:
-            self._send(200, json.dumps(self.hub.answer(self.path, body)).encode())
+            about = json.dumps(self.hub.answer(self.path, body)).encode()
+            self.answer(200, about, {"Content-Type": "application/json"})
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length", 0)))
-
-    def _send(self, code: int, body: bytes, more: dict[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in (more or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @contextmanager
 def serving(refuse: str = "/none") -> Iterator[Hub]:
     """Serves a hub while the block runs."""
     hub = Hub(refuse)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with running(type("OfThisHub", (_Handler,), {"hub": hub})) as hub.endpoint:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

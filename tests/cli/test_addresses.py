@@ -15,14 +15,11 @@ QUICK = ("--sequences", "16", "--sequence-length", "64", "--method", "magnitude"
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[stores.Frail]:
+def store(store: type[stores.Frail], tmp_path: Path) -> type[stores.Frail]:
     """A store with a tiny model and tokens, which are also in the test's folder."""
-    monkeypatch.setenv("SPAP_CACHE", str(tmp_path / "cache"))
-    empty = stores.begin()
-    model = tiny(tmp_path / "in")
-    stores.upload(model, "frail://bucket/in")
+    stores.upload(tiny(tmp_path / "in"), "frail://bucket/in")
     Folder("frail://bucket").put("ids.npy", token_file(tmp_path / "ids.npy"))
-    return empty
+    return store
 
 
 def test_a_password_is_not_shown(store: type[stores.Frail], tmp_path: Path, capsys):

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import left, sentence, spap, succeed, tiny, token_file
+import stores
+from commands import Said, left, sentence, spap, succeed, tiny, token_file
 from trees import hashes
 
 from spap_jax import checkpoint
+from spap_jax.storage.files import Folder
 
 SMALL = ("--sequences", "16", "--sequence-length", "16")
 WORDS = {
@@ -101,9 +103,21 @@ def test_files_of_others_in_the_output(command: str, here: Path, capsys):
     assert hashes(here) == before
 
 
-def test_a_model_at_an_address_of_this_machine(here: Path, capsys):
+def test_an_orbax_folder_at_an_address(here: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    stores.begin()
+    monkeypatch.setenv("SPAP_CACHE", str(here / "cache"))
+
+    def converted(output: str, *more: str) -> Said:
+        return spap(capsys, *WORDS["orbax"], "--output", output, *more)
+
     before = hashes(here)
-    for place, expected in (("v/base/dense", "is the model"), ("v/base", "contains the model")):
-        said = spap(capsys, *WORDS["orbax"], "--output", f"file://{here}/{place}", "--overwrite")
-        assert expected in sentence(said)
+    assert "is the model" in sentence(converted(f"file://{here}/v/base/dense", "--overwrite"))
+    assert "contains the model" in sentence(converted(f"file://{here}/v/base", "--overwrite"))
     assert hashes(here) == before
+    assert converted("frail://bucket/out").code == 0
+    assert "exists" in sentence(converted("frail://bucket/out"))
+    assert converted("frail://bucket/out", "--overwrite").code == 0
+    Folder("frail://bucket/out").write("notes.txt", b"dear")
+    there = stores.contents("/bucket")
+    assert "notes.txt" in sentence(converted("frail://bucket/out", "--overwrite"))
+    assert stores.contents("/bucket") == there

@@ -5,12 +5,12 @@ import hashlib
 import json
 import warnings
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, write_parquet
 
 from spap_jax import UserError
+from spap_jax.data.sources import read_file
 
 CONTAINERS = {
     "a.txt": JOINED.encode(),
@@ -30,7 +30,10 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("name", [*CONTAINERS, "a.parquet"])
 @pytest.mark.parametrize("role", ["calibration", "evaluation"])
-def test_every_container_of_a_text_gives_the_same_tokens(name, role, tmp_path, tokenizer):
+def test_every_container_of_a_text_gives_the_same_tokens_without_a_network(
+    name, role, tmp_path, tokenizer, monkeypatch
+):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: pytest.fail(f"{address} was asked for"))
     path = tmp_path / name
     if name == "a.parquet":
         write_parquet(path, {"id": list(range(60)), "text": TEXTS})
@@ -46,26 +49,12 @@ def test_every_container_of_a_text_gives_the_same_tokens(name, role, tmp_path, t
     assert name in blocks.description
 
 
-def test_the_tokens_are_those_of_the_text_with_blank_lines_between_its_parts(tmp_path, tokenizer):
-    from transformers import AutoTokenizer
-
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(json_lines(TEXTS))
-    whole = AutoTokenizer.from_pretrained(tokenizer)(JOINED, add_special_tokens=False, verbose=False)["input_ids"]
-    blocks = read(path, tokenizer, role="evaluation", sequences=None)
-    np.testing.assert_array_equal(blocks.tokens.ravel(), whole)
-
-
 def test_line_ends_are_kept(tmp_path):
-    from spap_jax.data.sources import read_file
-
     (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\n")
     assert "".join(read_file(tmp_path / "a.txt")) == "one\r\ntwo\n"  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
-def test_timestamps_stay_texts(tmp_path):
-    from spap_jax.data.sources import read_file
-
+def test_timestamps_stay_texts_with_a_blank_line_between(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines(["2020-01-01 10:00:00"] * 2))
     assert list(read_file(tmp_path / "a.jsonl")) == ["2020-01-01 10:00:00", "\n\n2020-01-01 10:00:00"]
 
@@ -98,30 +87,12 @@ def test_special_tokens_come_once(tmp_path, tokenizer, monkeypatch):
     assert np.flatnonzero(tokens == VOCABULARY - 1).tolist() == [0]
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl.gz", "list.json", "a.parquet"])
-def test_local_files_ask_no_network(name, tmp_path, tokenizer, monkeypatch):
-    asked = []
-    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: asked.append(address) or [])
-    path = tmp_path / name
-    if name == "a.parquet":
-        write_parquet(path, {"text": TEXTS})
-    else:
-        path.write_bytes(CONTAINERS[name])
-    read(path, tokenizer)
-    assert asked == []
-
-
 @pytest.mark.parametrize("dtype", ["int32", "uint16", "int64", ">i8", "uint64"])
 def test_npy_and_arrays_of_any_integers(tmp_path, dtype):
     np.save(tmp_path / "a.npy", WORDS.astype(dtype))
     for data in (tmp_path / "a.npy", str(tmp_path / "a.npy"), WORDS.astype(dtype)):
         np.testing.assert_array_equal(read(data).tokens, read(WORDS).tokens)
     assert read(tmp_path / "a.npy").tokens.dtype == np.int32
-
-
-def test_jax_arrays_and_lists():
-    np.testing.assert_array_equal(read(jnp.asarray(WORDS)).tokens, read(WORDS).tokens)
-    np.testing.assert_array_equal(read(WORDS.tolist()).tokens, read(WORDS).tokens)
 
 
 def test_sequences_are_cut_to_their_first_tokens():

@@ -2,9 +2,7 @@
 
 import gzip
 import hashlib
-import http.server
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_cases import JOINED, TEXTS, VOCABULARY, WORDS, json_lines, read, refused, write_parquet
+from servers import Handler, running
 
 from spap_jax.data.sources import NAMED, Role
 from spap_jax.data.tokens import load_tokens
@@ -125,7 +124,7 @@ HUB_FILES = {
 }
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Handler):
     """The few responses of the hub that reading a data set needs; every data set contains the same files."""
 
     commit = NAMED["c4"].revision
@@ -136,44 +135,23 @@ class Hub(http.server.BaseHTTPRequestHandler):
         listing = [{"type": "file", "path": "train.jsonl", "size": len(HUB_FILES["train.jsonl"]), "oid": "0" * 40}]
         about = {"id": "owner/name", "sha": self.commit, "private": False, "tags": [], "downloads": 0, "siblings": []}
         if file in HUB_FILES:
-            self.answer(200, HUB_FILES[file], {"ETag": f'"{hashlib.md5(HUB_FILES[file]).hexdigest()}"'})
+            etag = f'"{hashlib.md5(HUB_FILES[file]).hexdigest()}"'
+            self.answer(200, HUB_FILES[file], {"ETag": etag, "X-Repo-Commit": self.commit})
         elif file:
             self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         else:
-            self.answer(200, json.dumps(listing if "/tree/" in path else about).encode(), {})
-
-    do_HEAD = do_GET
+            self.answer(200, json.dumps(listing if "/tree/" in path else about).encode())
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
 
-    def answer(self, code: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(code)
-        for name, value in ({"Content-Length": str(len(body)), "X-Repo-Commit": self.commit} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def endpoint() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_a_data_set_of_the_hub_is_streamed_and_a_short_name_is_downloaded_once(endpoint, ask_hub: Ask, tokenizer):
-    ask_hub(endpoint)
+def test_a_data_set_of_the_hub_is_streamed_and_a_short_name_is_downloaded_once(ask_hub: Ask, tokenizer):
     short = ("c4", tokenizer, FIT)
-    *found, message = results(short, ("owner/name", tokenizer, FIT), ("owner/name:no", tokenizer, FIT))
+    with running(Hub) as endpoint:
+        ask_hub(endpoint)
+        *found, message = results(short, ("owner/name", tokenizer, FIT), ("owner/name:no", tokenizer, FIT))
     ask_hub(NOWHERE)
     found += results(short)
     for name, (tokens, description) in zip(("c4", "owner/name", "c4"), found, strict=True):

@@ -42,21 +42,19 @@ def test_broken_files(name, tmp_path, tokenizer):
         raise UserError(message)
 
 
-def test_parquet_without_the_column(tmp_path, tokenizer):
-    path = write_parquet(tmp_path / "a.parquet", {"body": ["w1"], "title": ["w2"]})
-    assert 'no column "text" but body, title' in refused(path, tokenizer)
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [({"body": ["w1"], "title": ["w2"]}, 'no column "text" but body, title'), ({"text": []}, "holds no text")],
+)
+def test_parquet_without_texts(columns, said, tmp_path, tokenizer, caplog):
+    assert said in refused(write_parquet(tmp_path / "a.parquet", columns), tokenizer)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["no.txt", "no.json.gz", "./no", "~/no"])
 def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(name, tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     assert "is not there: check the path" in refused(name, tokenizer)
-
-
-def test_a_parquet_file_without_rows(tmp_path, tokenizer, caplog):
-    path = write_parquet(tmp_path / "a.parquet", {"text": []})
-    assert "holds no text" in refused(path, tokenizer)
-    assert not caplog.records
 
 
 def test_a_folder_is_no_file(tmp_path, tokenizer):
@@ -100,11 +98,6 @@ def test_an_archive_is_no_array(tmp_path):
 )
 def test_what_was_asked_for_is_not_there(data, changes, sentence):
     assert sentence in refused(data, **changes)
-
-
-def test_too_little_text(tmp_path, tokenizer):
-    (tmp_path / "a.txt").write_text("w1 w2 w3 w4 w5 w6 w7")
-    assert "holds token ids [7], which make 0 windows of 10" in refused(tmp_path / "a.txt", tokenizer)
 
 
 def test_text_needs_a_tokenizer(tmp_path):
