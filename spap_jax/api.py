@@ -300,8 +300,8 @@ def save(
         files: Additional text files, by name.
 
     Raises:
-        UserError: it is not a model, the folder may not be replaced, a name of ``files`` has folders, there is no room, or a
-            weight does not fit the dtype.
+        UserError: it is not a model, the folder may not be replaced, a name of ``files`` has folders, there is no room,
+            or a weight does not fit the dtype.
     """
     own: dict[str, str] = {}
     if isinstance(model, PruneResult):
