@@ -313,7 +313,7 @@ def save(
         there = converted_files(accounts(model.source), checkpoint.weight_bytes(model, dtype), stock=True)
         own = {name: content.decode() for name, content in there.items()}
     files = own | dict(files or {})
-    if wrong := [name for name in files if name == ".." or Path(name).name != name]:
+    if wrong := [name for name in files if name in ("", "..") or Path(name).name != name]:
         raise UserError(f"a file to write is called {wrong[0]!r}: give each a name without folders.")
     if checked(model).source == UNKNOWN:
         raise UserError(
