@@ -44,6 +44,9 @@ _JUDGED = 2048
 _WORSE = 2
 """Number of shapes in a row, each with fewer blocks, that are worse than the best one when their search ends."""
 
+_CLEAR = 0.05
+"""Lead, relative to the best divergence so far, that fewer blocks or heads need; smaller ones fail on other text."""
+
 _WORK = GenerationWorkload()
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
@@ -174,12 +177,14 @@ def decide(
         gone += itertools.islice(order, len(shape.drop_blocks) - len(gone))
         tried = shape.replace(drop_blocks=sorted(gone))
         loss = loss_of(tried)
-        best, least, worse = (tried, loss, 0) if loss < least else (best, least, worse + 1)
+        worse = 0 if loss < least else worse + 1
+        if loss < (1 - _CLEAR) * least:
+            best, least = tried, loss
         if worse == _WORSE:
             break
     for shape in _fewer_heads(dense.config, best, weight_bytes):
         loss = loss_of(shape)
-        if loss >= least:
+        if loss >= (1 - _CLEAR) * least:
             break
         best, least = shape, loss
     say(f"chosen: {_words(dense.config, best)}")
