@@ -101,7 +101,7 @@ uv pip install --quiet --python ~/spap/bin/python --reinstall-package spap-jax '
 
 # 3. The run: the same command on all workers, whose processes find each other; none where an earlier one still runs.
 tpus tpu-vm ssh "$name" --worker all --command \
-  "flock --nonblock --verbose ~/spap.lock env$variables ~/spap/bin/spap$(printf ' %q' "$@") --coordinator auto"
+  "flock --nonblock --verbose ~/spap.lock env$variables ~/spap/bin/spap$(printf ' %q' "$@") --process auto"
 
 # 4. The result.
 [[ -z $folder ]] || tpus tpu-vm scp --recurse "$name:$folder" . --worker 0

@@ -46,8 +46,7 @@ FURTHER: Mapping[str, Sequence[str]] = {
     "Recovering weights": ("update", "rounds", "joint_passes", "joint_text_weight", "joint_last"),
     "Training": ("lora_rank", "lora_alpha", "weight_decay", "step_sequences", "check_every"),
     "Output and resuming": ("dtype", "resume"),
-    "Memory and devices": ("devices", "model_devices", "batch_tokens"),
-    "Several processes": ("coordinator", "processes", "process_id"),
+    "Memory and devices": ("devices", "model_devices", "batch_tokens", "process"),
 }  # fmt: skip
 """The groups of the other options."""
 

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from spap_jax import progress
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Resume
+from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Process, Resume
 from spap_jax.cli.texts import perplexity_of, read_texts
 from spap_jax.quantities import count_text, peak_text
 from spap_jax.settings import FinetuneSettings
@@ -33,9 +33,7 @@ def finetune(
     resume: Resume = True,
     devices: Devices = None,
     model_devices: int = 1,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process_id: int | None = None,
+    process: Process = None,
     settings: Annotated[FinetuneSettings, Parameter(name="*")] = FinetuneSettings(),  # noqa: B008 (frozen)
 ) -> None:
     """Train a pruned checkpoint, to recover more of the quality that it lost.
@@ -63,9 +61,6 @@ def finetune(
         sequence_length: Tokens in each sequence. By default as many as the model's positions allow, at most 2048.
         model_devices: Number of devices among which the weights are divided. Each such group works on its own
             sequences.
-        coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
-        processes: Number of processes of the run.
-        process_id: Number of this process, from 0. Process 0 prints and writes.
         settings: How to train.
     """
     from spap_jax import checkpoint, memory
@@ -86,7 +81,7 @@ def finetune(
 
     checkpoint.check_output(output, overwrite, inputs=inputs(model, teacher, data, eval), resume=resume)
     with stopping() as before_end:
-        wait_for_others(coordinator, processes, process_id)
+        wait_for_others(process)
         fetch([model, teacher], [data, eval])
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"), use_mesh(devices, model_devices):

@@ -21,6 +21,8 @@ Bos = Annotated[bool | None, Parameter(negative="--no-bos", help=_BOS)]
 
 Overwrite = Annotated[bool, Parameter(help="Replace the output, if it holds only files that spap wrote.")]
 Devices = Annotated[int | None, Parameter(help="Number of devices to use. By default all, but only one of a CPU's.")]
+_PROCESS = "This process of several, as in 0/2@HOST:PORT of process 0; auto on a TPU pod or under SLURM."
+Process = Annotated[str | None, Parameter(help=_PROCESS)]
 JsonFile = Annotated[Path | None, Parameter(help="JSON file to which the results are written as well.")]
 
 if TYPE_CHECKING:
@@ -56,18 +58,17 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def wait_for_others(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
+def wait_for_others(process: str | None) -> None:
     """Joins the other processes of a run, if any, and shows whom it waits for; afterwards only one process prints.
 
     Raises:
-        NotJoinedError, UserError: see ``processes.join``.
+        NotJoinedError, UserError: see ``processes.parse_process`` and ``processes.join``.
     """
     from spap_jax.cli.console import err, out, waiting
-    from spap_jax.parallel.processes import check_processes, is_leader, join
+    from spap_jax.parallel.processes import is_leader, join, parse_process
 
-    if any(value is not None for value in (coordinator, processes, process_id)):
-        check_processes(coordinator, processes, process_id)
-        number = "" if process_id is None else f" as process {process_id} of {processes}"
-        with waiting(f"waiting for the other processes{number}"):
-            join(coordinator, processes, process_id)
+    if process is not None:
+        this = parse_process(process)
+        with waiting(f"waiting for the other processes{this.words}"):
+            join(this)
     out.quiet = err.quiet = not is_leader()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from cyclopts import Parameter
 
 from spap_jax.cli import console
-from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Resume
+from spap_jax.cli.options import Bos, Count, Data, Devices, ModelName, OutputPath, Overwrite, Process, Resume
 from spap_jax.cli.texts import chosen_length, perplexity_of, read_texts
 from spap_jax.cli.write import with_own_text
 from spap_jax.errors import UserError
@@ -65,9 +65,7 @@ def prune(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     devices: Devices = None,
     model_devices: int = 1,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process_id: int | None = None,
+    process: Process = None,
     settings: Annotated[PruneSettings, OTHERS] = PruneSettings(),  # noqa: B008 (frozen)
 ) -> None:
     """Write a smaller checkpoint, with fewer MLP channels (and attention heads, if asked for) in every layer.
@@ -95,9 +93,6 @@ def prune(
             512 of own text.
         dtype: Data type of the weights that are written. By default that of the source.
         model_devices: Number of devices among which the weights are divided, for models too large for one.
-        coordinator: HOST:PORT of process 0, for a run of several processes; "auto" on a TPU pod or under SLURM.
-        processes: Number of processes of the run.
-        process_id: Number of this process, from 0. Process 0 prints and writes.
         settings: How to prune.
     """
     from spap_jax import checkpoint
@@ -116,7 +111,7 @@ def prune(
     for one in wanted:
         checkpoint.check_output(one.output, overwrite, inputs=inputs(model, None, data, eval), resume=resume)
     with stopping() as before_end:
-        wait_for_others(coordinator, processes, process_id)
+        wait_for_others(process)
         fetch([model], [data, eval])
         checkpoint.fetch_side_files(model)
         with console.waiting(f"reading {model}"):

@@ -7,8 +7,9 @@ import functools
 import itertools
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 from spap_jax.errors import NotJoinedError, UserError, first_line, option
 
 AUTO = "auto"
-"""Coordinator address that JAX finds by itself."""
+"""Process whose number and companions JAX finds by itself."""
 
 _JOINING_SECONDS = 300
 """How long the first processes wait for the last one."""
@@ -32,26 +33,58 @@ _BARRIERS = itertools.count()
 """Numbers of the barriers; all processes pass them in the same order."""
 
 
-def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Joins the processes of one run, each with its own devices; call it before anything is computed.
+class Process(NamedTuple):
+    """One of the processes of a run.
 
-    Args:
-        coordinator: Host and port of the first process; "auto" on a TPU pod or under SLURM, which provide them.
-        process_id: Number of this process, from 0.
+    Attributes:
+        number: Its number, from 0; None if JAX finds all three by itself, as on a TPU pod or under SLURM.
+        total: How many there are.
+        coordinator: Host and port of process 0.
+    """
+
+    number: int | None = None
+    total: int | None = None
+    coordinator: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The number and the count, for a message."""
+        return "" if self.number is None else f" as process {self.number} of {self.total}"
+
+
+def parse_process(text: str) -> Process:
+    """Reads what ``--process`` says, such as 0/2@first-server:8476 or auto.
+
+    Raises:
+        UserError: it is of another form, or there is no such process or port.
+    """
+    if text == AUTO:
+        return Process()
+    found = re.fullmatch(r"(\d+)/(\d+)@(.+:(\d+))", text, re.ASCII)
+    if not found or int(found[1]) >= int(found[2]) or not 0 < int(found[4]) < 2**16:
+        raise UserError(
+            f"{option('process', text)} is not of the form NUMBER/COUNT@HOST:PORT: name this process, counted from 0, "
+            f"how many there are, and where process 0 is, as in 0/2@first-server:8476; or {AUTO} on a TPU pod or under "
+            "SLURM."
+        )
+    return Process(int(found[1]), int(found[2]), found[3])
+
+
+def join(process: Process) -> None:
+    """Joins the processes of one run, each with its own devices; call it before anything is computed.
 
     Raises:
         NotJoinedError: the others do not join in time.
-        UserError: only some of the three are given, or they are not valid.
+        UserError: JAX does not find the others.
     """
-    check_processes(coordinator, processes, process_id)
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing
     # While JAX waits, no signal reaches Python, and after its own timeout it aborts the process: in a thread it can do
     # neither. The thread ends with the process, which has to exit at once (``cli/failures.py``).
     start = functools.partial(
         jax.distributed.initialize,
-        None if coordinator == AUTO else coordinator,
-        processes,
-        process_id,
+        process.coordinator,
+        process.total,
+        process.number,
         local_device_ids=_own_devices(),
         initialization_timeout=2 * _JOINING_SECONDS,
         heartbeat_timeout_seconds=_SILENT_SECONDS,
@@ -61,34 +94,14 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
         ThreadPoolExecutor(1).submit(start).result(_JOINING_SECONDS)
     except TimeoutError:
         others = "the other processes"
-        if processes is not None:
-            others = f"process {', '.join(str(number) for number in range(processes) if number != process_id)}"
+        if process.total is not None:
+            others = f"process {', '.join(str(other) for other in range(process.total) if other != process.number)}"
         raise NotJoinedError(
-            f"this process waited {_JOINING_SECONDS} s at {coordinator}, and not all others came: start the same "
-            f"command for {others} as well, and see that all of them reach process 0 at its address."
+            f"this process waited {_JOINING_SECONDS} s{process.words}, and not all others came: start the same command "
+            f"for {others} as well, and see that all of them reach process 0 at its address."
         ) from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
-
-
-def check_processes(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-    """Checks the arguments of `join`.
-
-    Raises:
-        UserError: only some of the three are given, or they are not valid.
-    """
-    if coordinator == AUTO:
-        return
-    if coordinator is None or processes is None or process_id is None:
-        raise UserError(
-            f"a run of several processes needs all of {option('coordinator')} HOST:PORT, {option('processes')} and "
-            f"{option('process_id')}; on a TPU pod or under SLURM {option('coordinator', AUTO)} is enough."
-        )
-    if not 0 <= process_id < processes:
-        raise UserError(f"there is no process {process_id} of {processes}: {option('process_id')} counts from 0.")
-    host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(f"{option('coordinator', coordinator)} is not of the form HOST:PORT: name those of process 0.")
 
 
 def _own_devices() -> list[int] | None:

@@ -34,8 +34,8 @@ def start(command: list[str], *words: str) -> subprocess.Popen[str]:
 
 def together(command: list[str]) -> list[subprocess.Popen[str]]:
     """Start a command as two processes."""
-    place = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
-    return [start(command, *place, str(number)) for number in range(2)]
+    port = free_port()
+    return [start(command, "--process", f"{number}/2@localhost:{port}") for number in range(2)]
 
 
 def finish(process: subprocess.Popen[str], seconds: int = 600) -> tuple[int, str, str]:

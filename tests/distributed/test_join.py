@@ -9,7 +9,7 @@ from several import free_port
 
 from spap_jax import UserError
 from spap_jax.parallel import processes
-from spap_jax.parallel.processes import check_processes
+from spap_jax.parallel.processes import parse_process
 
 IMPATIENT = """
 import sys
@@ -24,43 +24,36 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize(("number", "others"), [(0, "process 1, 2"), (1, "process 0, 2")])
 def test_nobody_joins(number: int, others: str, tmp_path: Path):
     words = ["prune", "owner/name", "--data", "c4", "--output", tmp_path / "out"]
-    words += ["--coordinator", f"localhost:{free_port()}", "--processes", 3, "--process-id", number]
+    words += ["--process", f"{number}/3@localhost:{free_port()}"]
     run = subprocess.run([sys.executable, "-c", IMPATIENT, *map(str, words)], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (75, "")
     first, *_, last = run.stderr.splitlines()
     assert first == f"waiting for the other processes as process {number} of 3 ..."
-    assert last.startswith("spap: this process waited 1 s at localhost:")
+    assert last.startswith(f"spap: this process waited 1 s as process {number} of 3")
     assert f"for {others} as well" in last
     assert "Traceback" not in run.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("coordinator", "count", "process_id"),
-    [
-        (None, 2, None),
-        ("localhost:1234", 2, None),
-        ("localhost:1234", 2, 2),
-        ("localhost", 2, 0),
-        ("localhost:x", 2, 0),
-    ],
+    "process", ["", "1", "0/2", "2/2@localhost:1234", "0/2@localhost", "0/2@localhost:x", "0/2@:1234", "0/2@h:70000"]
 )
-def test_what_cannot_be_joined(coordinator: str | None, count: int | None, process_id: int | None):
-    with pytest.raises(UserError, match=r"process|coordinator"):
-        check_processes(coordinator, count, process_id)
+def test_what_cannot_be_joined(process: str):
+    with pytest.raises(UserError, match="process"):
+        parse_process(process)
 
 
 def test_what_can_be_joined():
-    check_processes("[::1]:8476", 2, 1)
-    check_processes("auto", None, None)
+    assert parse_process("1/2@[::1]:8476") == (1, 2, "[::1]:8476")
+    assert parse_process("auto") == (None, None, None)
 
 
 @pytest.mark.slow
 def test_under_slurm_a_process_alone_on_its_host_has_all_devices(monkeypatch: pytest.MonkeyPatch):
     program = """
 from jax._src import xla_bridge
-from spap_jax.parallel.processes import join
-join("auto", None, None)
+from spap_jax.parallel.processes import join, parse_process
+join(parse_process("auto"))
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
     slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "3"}

@@ -119,21 +119,16 @@ def test_two_processes_that_share_the_weights_give_the_result_of_one(given: Path
         assert np.linalg.norm(weight - other) <= 1e-3 * np.linalg.norm(weight), name
 
 
-def test_some_of_the_options_are_not_enough(given: Path, tmp_path: Path, capsys):
-    words = ("prune", given / "in", "--data", given / "ids.npy", "--output", tmp_path / "out", "--processes", 2)
-    assert main([str(word) for word in words]) == 2
-    assert "--coordinator HOST:PORT" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_error_of_one_ends_it_at_once(given: Path, tmp_path: Path):
     """The failing process does not wait for the other, which has joined and is suspended so that it cannot answer.
 
     The failing one is process 0, since the other would need it to be awake while it joins.
     """
-    place = ("--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process-id")
-    command = pruning(given, tmp_path / "out", *place)
-    first, second = start(command, "0", "--eval", "missing.txt"), start(command, "1")
+    command, place = pruning(given, tmp_path / "out"), f"2@localhost:{free_port()}"
+    first, second = (
+        start(command, "--process", f"0/{place}", "--eval", "missing.txt"),
+        start(command, "--process", f"1/{place}"),
+    )
     assert first.stderr is not None
     assert first.stderr.readline().startswith("waiting")
     assert "missing.txt is not there" in first.stderr.readline()

@@ -38,7 +38,7 @@ def test_a_slice_is_created_once_and_the_command_runs_on_all_workers(tmp_path: P
     copied, installed, ran, fetched = (call for call in calls[-4:])
     assert copied == "compute tpus tpu-vm scp spap.whl pruner: --worker all --zone z"
     assert "jax[tpu]" in installed
-    assert r"env HF_TOKEN=a\ b ~/spap/bin/spap prune a\ model --output pruned --coordinator auto --zone z" in ran
+    assert r"env HF_TOKEN=a\ b ~/spap/bin/spap prune a\ model --output pruned --process auto --zone z" in ran
     assert fetched == "compute tpus tpu-vm scp --recurse pruner:pruned . --worker 0 --zone z"
 
 
