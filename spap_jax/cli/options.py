@@ -21,7 +21,7 @@ Bos = Annotated[bool | None, Parameter(negative="--no-bos", help=_BOS)]
 
 Overwrite = Annotated[bool, Parameter(help="Replace the output, if it holds only files that spap wrote.")]
 Devices = Annotated[int | None, Parameter(help="Number of devices to use. By default all, but only one of a CPU's.")]
-_PROCESS = "This process of several, as in 0/2@HOST:PORT of process 0; auto on a TPU pod or under SLURM."
+_PROCESS = "Number of this process of several, and the place of process 0: 0/2@HOST:PORT; auto on a TPU pod and SLURM."
 Process = Annotated[str | None, Parameter(help=_PROCESS)]
 JsonFile = Annotated[Path | None, Parameter(help="JSON file to which the results are written as well.")]
 
@@ -59,16 +59,15 @@ def _plain(value: Any) -> Any:
 
 
 def wait_for_others(process: str | None) -> None:
-    """Joins the other processes of a run, if any, and shows whom it waits for; afterwards only one process prints.
+    """Joins the other processes of a run, if any, and shows that it waits; afterwards only one process prints.
 
     Raises:
-        NotJoinedError, UserError: see ``processes.parse_process`` and ``processes.join``.
+        NotJoinedError, UserError: see ``processes.join``.
     """
     from spap_jax.cli.console import err, out, waiting
-    from spap_jax.parallel.processes import is_leader, join, parse_process
+    from spap_jax.parallel.processes import is_leader, join
 
     if process is not None:
-        this = parse_process(process)
-        with waiting(f"waiting for the other processes{this.words}"):
-            join(this)
+        with waiting(f"waiting for the other processes ({process})"):
+            join(process)
     out.quiet = err.quiet = not is_leader()

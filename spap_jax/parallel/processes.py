@@ -9,7 +9,7 @@ import json
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jax.experimental.multihost_utils import broadcast_one_to_all, process_allga
 from spap_jax.errors import NotJoinedError, UserError, first_line, option
 
 AUTO = "auto"
-"""Process whose number and companions JAX finds by itself."""
+"""Value of ``--process`` where JAX finds all that it says by itself."""
 
 _JOINING_SECONDS = 300
 """How long the first processes wait for the last one."""
@@ -33,58 +33,26 @@ _BARRIERS = itertools.count()
 """Numbers of the barriers; all processes pass them in the same order."""
 
 
-class Process(NamedTuple):
-    """One of the processes of a run.
-
-    Attributes:
-        number: Its number, from 0; None if JAX finds all three by itself, as on a TPU pod or under SLURM.
-        total: How many there are.
-        coordinator: Host and port of process 0.
-    """
-
-    number: int | None = None
-    total: int | None = None
-    coordinator: str | None = None
-
-    @property
-    def words(self) -> str:
-        """The number and the count, for a message."""
-        return "" if self.number is None else f" as process {self.number} of {self.total}"
-
-
-def parse_process(text: str) -> Process:
-    """Reads what ``--process`` says, such as 0/2@first-server:8476 or auto.
-
-    Raises:
-        UserError: it is of another form, or there is no such process or port.
-    """
-    if text == AUTO:
-        return Process()
-    found = re.fullmatch(r"(\d+)/(\d+)@(.+:(\d+))", text, re.ASCII)
-    if not found or int(found[1]) >= int(found[2]) or not 0 < int(found[4]) < 2**16:
-        raise UserError(
-            f"{option('process', text)} is not of the form NUMBER/COUNT@HOST:PORT: name this process, counted from 0, "
-            f"how many there are, and where process 0 is, as in 0/2@first-server:8476; or {AUTO} on a TPU pod or under "
-            "SLURM."
-        )
-    return Process(int(found[1]), int(found[2]), found[3])
-
-
-def join(process: Process) -> None:
+def join(process: str) -> None:
     """Joins the processes of one run, each with its own devices; call it before anything is computed.
+
+    Args:
+        process: Number of this process, from 0, their number, and the place of process 0, as in 0/2@first-server:8476;
+            "auto" on a TPU pod or under SLURM, which provide them.
 
     Raises:
         NotJoinedError: the others do not join in time.
-        UserError: JAX does not find the others.
+        UserError: it is of another form, or JAX does not find the others.
     """
+    coordinator, count, number = parse_process(process)
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing
     # While JAX waits, no signal reaches Python, and after its own timeout it aborts the process: in a thread it can do
     # neither. The thread ends with the process, which has to exit at once (``cli/failures.py``).
     start = functools.partial(
         jax.distributed.initialize,
-        process.coordinator,
-        process.total,
-        process.number,
+        coordinator,
+        count,
+        number,
         local_device_ids=_own_devices(),
         initialization_timeout=2 * _JOINING_SECONDS,
         heartbeat_timeout_seconds=_SILENT_SECONDS,
@@ -94,14 +62,32 @@ def join(process: Process) -> None:
         ThreadPoolExecutor(1).submit(start).result(_JOINING_SECONDS)
     except TimeoutError:
         others = "the other processes"
-        if process.total is not None:
-            others = f"process {', '.join(str(other) for other in range(process.total) if other != process.number)}"
+        if count is not None:
+            others = f"process {', '.join(str(other) for other in range(count) if other != number)}"
         raise NotJoinedError(
-            f"this process waited {_JOINING_SECONDS} s{process.words}, and not all others came: start the same command "
+            f"this process, {process}, waited {_JOINING_SECONDS} s, and not all others came: start the same command "
             f"for {others} as well, and see that all of them reach process 0 at its address."
         ) from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of the run could not be joined: {first_line(error)}.") from error
+
+
+def parse_process(process: str) -> tuple[str | None, int | None, int | None]:
+    """Returns the place of process 0, the number of processes and that of this one; None if JAX finds them.
+
+    Raises:
+        UserError: it is of another form, or there is no such process or port.
+    """
+    if process == AUTO:
+        return None, None, None
+    found = re.fullmatch(r"(\d+)/(\d+)@(.+:(\d+))", process, re.ASCII)
+    if not found or int(found[1]) >= int(found[2]) or not 0 < int(found[4]) < 2**16:
+        raise UserError(
+            f"{option('process', process)} is not of the form NUMBER/COUNT@HOST:PORT: name this process, counted from "
+            f"0, how many there are, and where process 0 is, as in 0/2@first-server:8476; or {AUTO} on a TPU pod or "
+            "under SLURM."
+        )
+    return found[3], int(found[2]), int(found[1])
 
 
 def _own_devices() -> list[int] | None:

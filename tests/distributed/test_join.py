@@ -24,19 +24,20 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.parametrize(("number", "others"), [(0, "process 1, 2"), (1, "process 0, 2")])
 def test_nobody_joins(number: int, others: str, tmp_path: Path):
     words = ["prune", "owner/name", "--data", "c4", "--output", tmp_path / "out"]
-    words += ["--process", f"{number}/3@localhost:{free_port()}"]
+    words += ["--process", process := f"{number}/3@localhost:{free_port()}"]
     run = subprocess.run([sys.executable, "-c", IMPATIENT, *map(str, words)], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (75, "")
     first, *_, last = run.stderr.splitlines()
-    assert first == f"waiting for the other processes as process {number} of 3 ..."
-    assert last.startswith(f"spap: this process waited 1 s as process {number} of 3")
+    assert first == f"waiting for the other processes ({process}) ..."
+    assert last.startswith(f"spap: this process, {process}, waited 1 s")
     assert f"for {others} as well" in last
     assert "Traceback" not in run.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "process", ["", "1", "0/2", "2/2@localhost:1234", "0/2@localhost", "0/2@localhost:x", "0/2@:1234", "0/2@h:70000"]
+    "process",
+    ["", "1", "0/2", "2/2@localhost:1234", "0/2@localhost", "0/2@localhost:x", "0/2@:1234", "0/2@h:0", "0/2@h:65536"],
 )
 def test_what_cannot_be_joined(process: str):
     with pytest.raises(UserError, match="process"):
@@ -44,7 +45,7 @@ def test_what_cannot_be_joined(process: str):
 
 
 def test_what_can_be_joined():
-    assert parse_process("1/2@[::1]:8476") == (1, 2, "[::1]:8476")
+    assert parse_process("1/2@[::1]:8476") == ("[::1]:8476", 2, 1)
     assert parse_process("auto") == (None, None, None)
 
 
@@ -52,8 +53,8 @@ def test_what_can_be_joined():
 def test_under_slurm_a_process_alone_on_its_host_has_all_devices(monkeypatch: pytest.MonkeyPatch):
     program = """
 from jax._src import xla_bridge
-from spap_jax.parallel.processes import join, parse_process
-join(parse_process("auto"))
+from spap_jax.parallel.processes import join
+join("auto")
 print(xla_bridge.CUDA_VISIBLE_DEVICES.value)
 """
     slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": "0", "SLURM_LOCALID": "3"}
