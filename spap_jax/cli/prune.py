@@ -104,7 +104,7 @@ def prune(
     from spap_jax.parallel.processes import barrier, is_leader
     from spap_jax.progress import PruningProgress
     from spap_jax.pruning.dial import reached
-    from spap_jax.pruning.run import Dense, pruned_config, warn_of_settings
+    from spap_jax.pruning.run import Dense, joint_sequences, pruned_config, warn_of_settings
     from spap_jax.pruning.widths import check_allocation
 
     wanted = outputs(output, sparsity, settings.replace(drop_blocks=drop_blocks))
@@ -133,7 +133,7 @@ def prune(
         data = with_own_text(data, writer, reader.fingerprint(), sequences, length, devices, sharers)
         with use_mesh(devices, model_devices), quick_compilation():
             console.say_devices("pruning")
-            jointly = settings.joint_passes != 0
+            jointly = joint_sequences(reader.config, abouts[0], sequences, length) > 0
             tokens, judged = read_texts(
                 data, eval, reader.source, reader.config, sequences, sequence_length, bos, settings.seed, jointly
             )

@@ -212,7 +212,7 @@ def named_settings(source: Source) -> dict[str, Any]:
     path = None if source.folder is None else source.folder / "generation_config.json"
     if path is not None and path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    return json.loads(source.config_text)
+    return json.loads(source.config_text or "{}")
 
 
 def _as_tuple(ids: Any) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import heapq
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -134,9 +135,13 @@ def reached(config: DecoderConfig, settings: PruneSettings, weight_bytes: float)
             if not shape.sparsity:
                 return  # blocks alone reach it
     if not found:
+        more = ""
+        with suppress(UserError):  # of families that keep all heads
+            FAMILIES[config.family].check_heads(config, 1)
+            more = f", or remove attention heads too ({option('attention_sparsity')})"
         raise UserError(
             f"{option('target', settings.target)} cannot be reached with half of the blocks and a tenth of their "
-            f"channels: ask for more, or remove attention heads too ({option('attention_sparsity')})."
+            f"channels: ask for more{more}."
         )
 
 

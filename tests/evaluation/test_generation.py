@@ -99,6 +99,7 @@ def test_end_and_padding_tokens_come_from_the_files(tmp_path: Path) -> None:
     text = json.dumps({"eos_token_id": first})
     assert end(Source("test", None, text))[3:] == [first] * 9
     assert end(Source("test", tmp_path, text))[3:] == [first] * 9  # a folder without generation_config.json
+    assert end(Source("test", None, "")) == free[0, 12:].tolist()  # no files at all
     assert end(Source("test", None, json.dumps({"eos_token_id": first, "pad_token_id": 0})))[3:] == [0] * 9
     assert end(Source("test", None, json.dumps({"eos_token_id": first, "pad_token_id": -1})))[3:] == [first] * 9
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [other, 1], "pad_token_id": 3}))

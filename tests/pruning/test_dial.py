@@ -197,9 +197,11 @@ def test_a_target_that_means_nothing_is_refused(text):
         target_of(tiny("llama").config, text, 4)
 
 
-def test_a_target_out_of_reach_is_refused_before_any_work():
-    with pytest.raises(UserError, match="target"):
-        next(reached(tiny("llama").config, PruneSettings(target="0.01"), 4))
+@pytest.mark.parametrize(("variant", "loses_heads"), [("llama", True), ("opt_125m_like", False)])
+def test_a_target_out_of_reach_is_refused_with_advice_that_the_family_can_follow(variant, loses_heads):
+    with pytest.raises(UserError, match="target") as refusal:
+        next(reached(tiny(variant).config, PruneSettings(target="0.01"), 4))
+    assert ("attention" in str(refusal.value)) == loses_heads
 
 
 def test_without_a_target_nothing_is_decided():
