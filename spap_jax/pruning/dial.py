@@ -141,7 +141,7 @@ def reached(config: DecoderConfig, settings: PruneSettings, weight_bytes: float)
             more = f", or remove attention heads too ({option('attention_sparsity')})"
         raise UserError(
             f"{option('target', settings.target)} cannot be reached with half of the blocks and a tenth of their "
-            f"channels: ask for more{more}."
+            f"channels: ask for a larger or a slower model{more}."
         )
 
 
