@@ -1,4 +1,4 @@
-"""Text that a model writes by itself, to calibrate on: from nothing, from first words, or in answer to prompts."""
+"""Text that a model writes by itself, to calibrate on: from beginnings of all kinds, or in answer to prompts."""
 
 import hashlib
 import itertools
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from spap_jax.data.chat import Conversation, check_template, encode_prompt, prompts_of
+from spap_jax.data.openings import openings
 from spap_jax.data.sources import Data, open_data
 from spap_jax.data.tokens import load_tokenizer
 from spap_jax.errors import UserError, option, warn
@@ -23,6 +24,9 @@ from spap_jax.numerics import generation_dtype
 from spap_jax.parallel.mesh import data_size, use_mesh
 from spap_jax.parallel.placement import bytes_of, shard_params
 from spap_jax.settings import LENGTH, SEQUENCES, WriteSettings
+
+OPENING = 64
+"""Most tokens of a beginning of ours; tokenizers that need more for a language do not know it well."""
 
 Row = dict[str, Any]
 """A row of a data set: a "text", or the "messages" of a conversation."""
@@ -70,7 +74,7 @@ def write(
 
     Args:
         data: Text, as for ``load_tokens``: the model continues the first words of its paragraphs. By default it
-            continues its start token alone.
+            continues beginnings of texts and conversations of many kinds, and every fourth time its start token alone.
         prompts: Prompts that a chat model answers, in place of ``data``: a file, a data set of the hub, or rows: texts,
             or dicts with a ``prompt`` or with ``messages``. What the assistant says at the end is left out. An answer
             may end early; a text goes on after an end token, as texts in training do.
@@ -99,7 +103,8 @@ def write(
 
 def settings_for(model: Model, sequences: int, length: int) -> WriteSettings:
     """Returns the settings with which a model writes enough text for a number of sequences of ``length`` tokens."""
-    each = max(1, min(length, LENGTH, model.config.positions - 1))
+    positions = model.config.positions
+    each = max(1, min(length, LENGTH, positions - _most_given(positions)))
     # A sixteenth more, since what was sampled may take fewer tokens when it is read again.
     return WriteSettings(sequences=math.ceil(17 / 16 * sequences * length / each) + 1, length=each)
 
@@ -114,7 +119,12 @@ def prepare(
     tokenizer = load_tokenizer(named) if isinstance(named, str | Path) else named
     conversations = None
     if prompts is None:
-        beginnings = _text_beginnings(tokenizer, data, settings.first_words, settings.sequences or SEQUENCES)
+        start = _start_of(tokenizer)
+        if data is None:
+            room = model.config.positions - (settings.length or 1)
+            beginnings = _own_beginnings(tokenizer, start, min(room, _most_given(model.config.positions)))
+        else:
+            beginnings = _first_words(tokenizer, start, data, settings.first_words, settings.sequences or SEQUENCES)
     else:
         check_template(tokenizer)
         conversations = _read_prompts(prompts)
@@ -141,8 +151,9 @@ def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[li
     """
     model = model.replace(params=shard_params(model.config, model.params))
     number, beginnings = writing.sequences, writing.beginnings
-    share = max(1, writing.settings.batch_tokens // (max(map(len, beginnings)) + writing.length))
-    size = min(share, -(-number // data_size())) * data_size()
+    share = max(1, writing.settings.batch_tokens // (max(map(len, beginnings)) + writing.length)) * data_size()
+    batches = math.ceil(number / share)  # of equal size, as a small one takes as long as a large one
+    size = math.ceil(number / batches / data_size()) * data_size()
     # Texts go on after an end token, as the next one does in training; so a chat model's text has all its turns.
     ends = {*end_tokens(model), writing.tokenizer.eos_token_id} if writing.conversations else set()
     key = jax.random.fold_in(jax.random.key(writing.settings.seed), zlib.crc32(b"write"))
@@ -174,15 +185,22 @@ def write_batches(model: Model, writing: Writing, first: int = 0) -> Iterator[li
 
 def _row(writing: Writing, member: int, written: list[int], ends: set[int]) -> Row:
     number = member % len(writing.beginnings)
-    if writing.conversations is None:  # with the special tokens between two texts; its start is for the reader to add
-        return {"text": writing.tokenizer.decode(writing.beginnings[number][1:] + written, skip_special_tokens=False)}
+    if writing.conversations is None:  # with the special tokens between two texts
+        given = writing.beginnings[number]
+        if given[0] not in given[1:]:  # a start, for the reader to add, and not the token before every turn
+            given = given[1:]
+        return {"text": writing.tokenizer.decode(given + written, skip_special_tokens=False)}
     answer = list(itertools.takewhile(lambda token: token not in ends, written))
     text = writing.tokenizer.decode(answer, skip_special_tokens=True)
     return {"messages": [*writing.conversations[number].messages, {"role": "assistant", "content": text}]}
 
 
-def _text_beginnings(tokenizer: Any, data: Data | None, first_words: int, sequences: int) -> list[list[int]]:
-    """Returns the start token, alone or before the first words of up to ``sequences`` paragraphs."""
+def _most_given(positions: int) -> int:
+    """The most tokens of a beginning of ours: a quarter of few positions."""
+    return min(OPENING, positions // 4)
+
+
+def _start_of(tokenizer: Any) -> int:
     tokens = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
     start = next((token for token in tokens if token is not None), None)
     if start is None:
@@ -190,8 +208,17 @@ def _text_beginnings(tokenizer: Any, data: Data | None, first_words: int, sequen
             "the tokenizer names neither a beginning nor an end token, and the model has to begin with one: add "
             "bos_token to its tokenizer_config.json."
         )
-    if data is None:
-        return [[start]]
+    return start
+
+
+def _own_beginnings(tokenizer: Any, start: int, most: int) -> list[list[int]]:
+    """Returns the beginnings of up to ``most`` tokens, and before every three of them the start token alone."""
+    given = [some for some in openings(tokenizer, start) if len(some) <= most]
+    return [some for first in range(0, max(1, len(given)), 3) for some in ([start], *given[first : first + 3])]
+
+
+def _first_words(tokenizer: Any, start: int, data: Data, first_words: int, sequences: int) -> list[list[int]]:
+    """Returns the start token before the first words of up to ``sequences`` paragraphs."""
     name, content, *_ = open_data(data, "calibration")
     if isinstance(content, np.ndarray):
         raise UserError(f"{name} holds token ids, which have no words: give text.")

@@ -9,7 +9,7 @@ from commands import CALIBRATION, QUICK, STORIES, TEMPLATE, sentence, spap, succ
 
 from spap_jax.evaluation import writing
 
-WORDS = ("--sequences", 10, "--length", 31, "--batch-tokens", 64)
+WORDS = ("--sequences", 10, "--length", 31, "--batch-tokens", 200)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:

@@ -1,5 +1,6 @@
 """What a model writes follows its own predictions, whatever the batches and the devices."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import transformers
 
 import spap_jax as spap
 from spap_jax.errors import SpapWarning
-from spap_jax.evaluation.writing import prepare, write_batches
+from spap_jax.evaluation.writing import prepare, settings_for, write_batches
 from spap_jax.models.model import Model
 from spap_jax.settings import WriteSettings
 
@@ -66,6 +67,29 @@ def test_a_text_continues_its_start_token_or_first_words_and_goes_on_after_an_en
         assert "." in row["text"][:-1]
 
 
+def test_without_data_beginnings_of_all_kinds_are_continued(model: Model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model.source.folder)
+    writing = prepare(model, WriteSettings(sequences=8, length=4), None, None)
+    alone = [beginning == [tokenizer.bos_token_id] for beginning in writing.beginnings]
+    assert alone == [number % 4 == 0 for number in range(len(alone))]
+    texts = [tokenizer.decode(beginning[1:]) for beginning in writing.beginnings]
+    assert len(set(texts)) > 100
+    assert any(text.startswith("user: ") and text.endswith("assistant: ") for text in texts)
+    assert max(map(len, writing.beginnings)) <= 64
+    rows = spap.write(model, sequences=8, length=4)
+    assert all(row["text"].startswith(text) for row, text in zip(rows, texts, strict=False))
+    plain = prepare(spap.load(STORIES), WriteSettings(), None, None)  # no template
+    assert len(plain.beginnings) < len(writing.beginnings)
+
+
+def test_beginnings_leave_room_in_few_positions(model: Model):
+    few = model.replace(config=dataclasses.replace(model.config, positions=40))
+    settings = settings_for(few, 2, 512)
+    writing = prepare(few, settings, None, None)
+    assert 1 < max(map(len, writing.beginnings)) <= 10
+    assert max(map(len, writing.beginnings)) + writing.length <= 40
+
+
 @pytest.mark.filterwarnings("ignore:.* cut off after")
 def test_batches_and_devices_change_nothing_and_the_seed_does(model: Model):
     asked: dict[str, Any] = {"prompts": PROMPTS, "sequences": 10, "length": 20, "seed": 1}
@@ -79,10 +103,10 @@ def test_batches_and_devices_change_nothing_and_the_seed_does(model: Model):
 
 
 def test_writing_goes_on_with_the_same_rows(model: Model):
-    writing = prepare(model, WriteSettings(sequences=10, length=10, batch_tokens=50), None, None)
+    writing = prepare(model, WriteSettings(sequences=10, length=10, batch_tokens=6 * (64 + 10)), None, None)
     batches = list(write_batches(model, writing))
-    assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert list(write_batches(model, writing, first=5)) == [batches[1][1:], batches[2]]
+    assert [len(batch) for batch in batches] == [5, 5]  # not 6 and 4, which take as long as twice 6
+    assert list(write_batches(model, writing, first=6)) == [batches[1][1:]]
     for other in ({"length": 9}, {"temperature": 0.5}, {"seed": 1}):  # whose rows are not to be mixed with these
         settings = writing.settings.replace(**other)
         assert prepare(model, settings, None, None).digest("") != writing.digest(""), other
@@ -94,7 +118,7 @@ def test_writing_goes_on_with_the_same_rows(model: Model):
         ({"sequences": 0}, "sequences"),
         ({"length": 1.5}, "length"),
         ({"batch_tokens": 0}, "batch_tokens"),
-        ({"sequences": 2, "temperature": 0}, "temperature"),
+        ({"prompts": PROMPTS[:1], "sequences": 2, "temperature": 0}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"devices": 9}, "devices"),
         ({"length": 510, "prompts": PROMPTS}, "positions"),
