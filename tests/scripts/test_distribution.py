@@ -20,7 +20,7 @@ import spap_jax
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-BESIDES = ("py.typed", "templates/page.html")
+BESIDES = ("py.typed", "openings.jsonl", "templates/page.html")
 
 
 @pytest.fixture(scope="module")
