@@ -1,5 +1,6 @@
 """Tiny transformers models of every supported variant, and their conversion by the family tables alone."""
 
+import copy
 import functools
 from typing import Any
 
@@ -9,7 +10,7 @@ import transformers
 
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
-from spap_jax.models.registry import family_of
+from spap_jax.models.registry import decoder_of
 
 torch.set_num_threads(1)  # models are tiny, and waiting threads compete for the cores
 
@@ -96,11 +97,79 @@ VARIANTS: dict[str, Json] = {
 """Name -> content of config.json, as users have it."""
 
 
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 7,
+    "vision_use_head": False,
+}
+TOWERS: dict[str, Json] = {
+    "gemma3_tower": {
+        "model_type": "gemma3",
+        "text_config": {n: v for n, v in _GEMMA3.items() if n not in ("tie_word_embeddings", "pad_token_id")}
+        | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        "vision_config": _SIGLIP,
+        "mm_tokens_per_image": 4,
+        "image_token_index": 90,
+        "boi_token_index": 91,
+        "eoi_token_index": 92,
+    },
+    "qwen3_vl": {
+        "model_type": "qwen3_vl",
+        "text_config": {n: v for n, v in _QWEN3.items() if n != "tie_word_embeddings"}
+        | {
+            "model_type": "qwen3_vl_text",
+            "rope_theta": 5000000,
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [2, 2, 2], "rope_type": "default"},
+        },
+        "vision_config": {
+            "model_type": "qwen3_vl",
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 4,
+            "out_hidden_size": _QWEN3["hidden_size"],
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        "tie_word_embeddings": True,
+        "image_token_id": 90,
+        "video_token_id": 91,
+        "vision_start_token_id": 92,
+        "vision_end_token_id": 93,
+    },
+    "mistral3": {
+        "model_type": "mistral3",
+        "text_config": _MISTRAL | {"head_dim": 12},
+        "vision_config": {
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "head_dim": 8,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        "image_token_index": 90,
+        "vision_feature_layer": -1,
+        "tie_word_embeddings": False,
+    },
+}
+"""Models with a decoder inside: name -> content of config.json."""
+
+
 @functools.cache
 def hf_model(name: str) -> transformers.PreTrainedModel:
     """Return a variant with random weights, where no bias is 0 and no norm scale is 1, unlike when initialised."""
-    config = transformers.AutoConfig.for_model(**VARIANTS[name])
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    config = transformers.AutoConfig.for_model(**copy.deepcopy((VARIANTS | TOWERS)[name]))
+    auto: Any = transformers.AutoModelForImageTextToText if name in TOWERS else transformers.AutoModelForCausalLM
+    model = auto.from_config(config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
@@ -114,9 +183,7 @@ def hf_model(name: str) -> transformers.PreTrainedModel:
 
 def port(model: transformers.PreTrainedModel) -> tuple[DecoderConfig, Params]:
     """Convert a transformers model to this project's config and parameters."""
-    theirs = model.config.to_dict()
-    family = family_of(theirs)
-    config = family.read_config(theirs)
+    family, config = decoder_of(model.config.to_dict())
     tensors = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     params: Params = {"embed": {}, "layers": {}, "head": {}}
     for rule in family.rules_for(config):

@@ -7,7 +7,7 @@ from typing import Any
 
 from spap_jax.checkpoint.tensors import DTYPES
 from spap_jax.errors import Notice, UserError, first_line, option
-from spap_jax.models import FAMILIES, DecoderConfig, Family, family_of
+from spap_jax.models import DecoderConfig, Family, decoder_of, text_part, with_text
 from spap_jax.models.model import Source
 from spap_jax.models.widths import WIDTHS_FIELD
 
@@ -38,7 +38,8 @@ def read_config(file: Path, name: str) -> tuple[DecoderConfig, int]:
     text = read_config_text(file)
     _, config = understood(text, name)
     theirs = json.loads(text)
-    named = next((theirs[field] for field in DTYPE_FIELDS if theirs.get(field)), "float32")
+    parts = (text_part(theirs), theirs)
+    named = next((part[field] for part in parts for field in DTYPE_FIELDS if part.get(field)), "float32")
     return config, DTYPES.get(str(named), DTYPES["float32"]).itemsize
 
 
@@ -57,9 +58,8 @@ def understood(text: str, name: str) -> tuple[Family, DecoderConfig]:
         raise UserError(f"the config.json of {name} is not valid JSON ({said}): download it again.") from error
     if not isinstance(theirs, dict):
         raise UserError(f"the config.json of {name} is not a JSON object: download it again.")
-    family = family_of(theirs)
-    config = family.read_config(theirs)
-    if ignored := family.ignored(theirs):
+    family, config = decoder_of(theirs)
+    if ignored := family.ignored(text_part(theirs)):
         reader = f"transformers' {family.architecture}"
         said = f"config.json of {name}: ignoring {', '.join(ignored)}, which {reader} does not read"
         warnings.warn(said, Notice, stacklevel=1)  # names this line for all callers: once for each model
@@ -73,8 +73,9 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
         UserError: It has no field for the biases, or stock loaders would not accept the number of heads.
     """
     check_describable(source, config)
-    theirs, family = json.loads(source.config_text), FAMILIES[config.family]
-    before = family.read_config(theirs)
+    whole = json.loads(source.config_text)
+    family, before = decoder_of(whole)
+    theirs = text_part(whole)
     changes: dict[str, Any] = {family.width_field: config.intermediate}
     if before.layers != config.layers:
         changes |= {family.fields["layers"].name: config.layers}
@@ -91,9 +92,9 @@ def written_config_text(source: Source, config: DecoderConfig, dtype: str | None
         changes |= {family.fields[name].name: getattr(config, name) for name in ("heads", "kv_heads", "head_dim")}
     if dtype is not None:
         changes |= {field: dtype for field in DTYPE_FIELDS if field in theirs}
-    if theirs | changes == theirs:
-        return source.config_text
-    return json.dumps(theirs | changes, indent=2) + "\n"
+        whole |= {field: dtype for field in DTYPE_FIELDS if field in whole}
+    written = with_text(whole, changes)
+    return source.config_text if written == json.loads(source.config_text) else json.dumps(written, indent=2) + "\n"
 
 
 def check_describable(source: Source, config: DecoderConfig) -> None:
@@ -102,8 +103,7 @@ def check_describable(source: Source, config: DecoderConfig) -> None:
     Raises:
         UserError: `config` has biases for which config.json has no field, or fewer heads than the loaders accept.
     """
-    family = FAMILIES[config.family]
-    before = family.read_config(json.loads(source.config_text))
+    family, before = decoder_of(json.loads(source.config_text))
     if before.kv_heads != config.kv_heads:
         family.check_heads(before, config.kv_heads)
     if before.mlp_bias != config.mlp_bias and family.mlp_bias_field is None:

@@ -10,9 +10,6 @@ from spap_jax.checkpoint.tensors import DTYPES, Tensor, TensorFiles
 from spap_jax.errors import UserError
 from spap_jax.models import FAMILIES, DecoderConfig, Family, Params, Rule
 
-HEAD = "lm_head.weight"
-"""Name of the output projection in every family."""
-
 _LISTED = 10
 
 
@@ -33,7 +30,7 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
     outer = {rule.theirs: Expected(rule, rule.shapes(sizes)[0]) for rule in rules if not rule.stacked}
     if head_stored:
         tokens = next(rule for rule in rules if rule.ours == "embed/tokens")
-        outer[HEAD] = Expected(tokens, tokens.shapes(sizes)[0])
+        outer[config.head_name] = Expected(tokens, tokens.shapes(sizes)[0])
     return outer | {
         rule.theirs.format(i=layer): Expected(rule, rule.shapes(own)[0])
         for layer, own in enumerate(in_layers)
@@ -42,8 +39,8 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
     }
 
 
-def stored_names(files: TensorFiles, family: Family, tied: bool) -> dict[str, str]:
-    """Maps full names to names in the files, without buffers that are recomputed.
+def stored_names(files: TensorFiles, family: Family, config: DecoderConfig) -> dict[str, str]:
+    """Maps full names of the decoder's tensors to names in the files, without buffers that are recomputed.
 
     Where the embedding is tied to the head, a file may hold either of the two names.
 
@@ -52,16 +49,16 @@ def stored_names(files: TensorFiles, family: Family, tied: bool) -> dict[str, st
     """
     stored: dict[str, str] = {}
     for name in files.tensors:
-        full = family.canonical(name)
+        full = family.canonical(name, config)
         if full in stored:
             raise UserError(
                 f"{full} is stored twice, as {stored[full]} and as {name}: get a checkpoint that stores it once."
             )
         if full is not None:
             stored[full] = name
-    embedding = next(rule.theirs for rule in family.rules if rule.ours == "embed/tokens")
-    if tied and embedding not in stored and HEAD in stored:
-        stored[embedding] = stored.pop(HEAD)
+    embedding = next(rule.theirs for rule in family.rules_for(config) if rule.ours == "embed/tokens")
+    if config.tied and embedding not in stored and config.head_name in stored:
+        stored[embedding] = stored.pop(config.head_name)
     return stored
 
 

@@ -35,10 +35,16 @@ def save_orbax(
         overwrite: Whether to replace a folder whose manifest names all files in it.
 
     Raises:
-        UserError: The folder cannot be replaced, its path has brackets, the disk is full, or config.json has no field.
+        UserError: The folder cannot be replaced, its path has brackets, the disk is full, or config.json has no field;
+            or the model has more parts than a decoder.
     """
     from orbax.checkpoint import StandardCheckpointer
 
+    if model.config.in_tower:
+        raise UserError(
+            f"an Orbax folder holds a decoder alone, and {model.source.name} has other parts, which would be lost: "
+            "write it in the format of Hugging Face."
+        )
     needed = sum(array.nbytes for array in jax.tree.leaves(model.params))
     with new_folder(folder, overwrite, needed, model.source.folder) as partial:
         if re.search(r"\[.+\]", str(partial)):  # it takes them for a pattern, and leaves most files out

@@ -34,7 +34,7 @@ _SHOWN = 3
 """Number of files of another origin that an error names."""
 
 _KEPT = re.compile(
-    rf"({RUN}|decided\.json|outer\.safetensors|(block|joint)-\d+\.safetensors)({re.escape(NEW)})?"
+    rf"({RUN}|decided\.json|outer\.safetensors|(block|joint|beside)-\d+\.safetensors)({re.escape(NEW)})?"
     r"|(state|output|replaced)/.*"
 )
 """Matches the names of the files of an unfinished run; see `store`."""

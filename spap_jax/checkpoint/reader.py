@@ -11,11 +11,11 @@ from flax.traverse_util import unflatten_dict
 from spap_jax.checkpoint import inventory
 from spap_jax.checkpoint.config_text import read_config_text, understood
 from spap_jax.checkpoint.fingerprint import fingerprint
-from spap_jax.checkpoint.inventory import HEAD, filled_up
+from spap_jax.checkpoint.inventory import filled_up
 from spap_jax.checkpoint.ranged import AtAddress
 from spap_jax.checkpoint.tensors import DTYPES, TensorFiles
 from spap_jax.errors import UserError
-from spap_jax.models import DecoderConfig, Params, Rule
+from spap_jax.models import DecoderConfig, Params, Rule, named_as
 from spap_jax.models.host_arrays import copy_into
 from spap_jax.models.model import Model, Source
 from spap_jax.parallel.placement import shard_params
@@ -114,12 +114,14 @@ class Reader:
         name = name or str(folder)
         text = read_config_text(folder / "config.json")
         self.family, self.config = understood(text, name)
-        self._rules = self.family.rules_for(self.config)
         self._elsewhere = AtAddress.of(folder)
         self.at_address = self._elsewhere is not None
         self._files = TensorFiles(folder, self._elsewhere)
-        self._stored = inventory.stored_names(self._files, self.family, self.config.tied)
-        head_stored = self.config.tied and HEAD in self._stored
+        if self.config.in_tower:
+            self.config = named_as(self.config, self._files.tensors, name)
+        self._rules = self.family.rules_for(self.config)
+        self._stored = inventory.stored_names(self._files, self.family, self.config)
+        head_stored = self.config.tied and self.config.head_name in self._stored
         expected = inventory.expected_tensors(self.config, head_stored)
         inventory.check_inventory(name, self._files, self._stored, expected)
         self.source = Source(name, folder.absolute(), text, head_stored)
@@ -177,7 +179,7 @@ class Reader:
         return Model(self.config, place(self.config, params), self.source)
 
     def _array(self, rule: Rule, layer: int | None = None) -> Stored:
-        twin = self._stored[HEAD] if self.source.head_stored and rule.ours == "embed/tokens" else None
+        twin = self._stored[self.config.head_name] if self.source.head_stored and rule.ours == "embed/tokens" else None
         own = self.config if layer is None else self.config.of_layer(layer)
         room = rule.shapes(self.config.axes)[1]
         return Stored(self._files, self._stored[rule.theirs.format(i=layer)], rule, own.axes, room, twin)

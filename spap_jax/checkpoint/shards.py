@@ -10,7 +10,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from spap_jax.checkpoint import inventory, weight_files
-from spap_jax.checkpoint.inventory import HEAD
 from spap_jax.checkpoint.tensors import DTYPES, Tensor
 from spap_jax.errors import NotFiniteError
 from spap_jax.models import FAMILIES, DecoderConfig, Params, Rule
@@ -102,15 +101,19 @@ class Shards:
                 array = np.asarray(arrays[rule.ours]).astype(self._dtype_of(rule.ours), copy=False)
             tensors[rule.theirs] = rule.write(_finite(rule.theirs, array), self.config.axes)
             if rule.ours == "embed/tokens" and self.head_stored:
-                tensors[HEAD] = tensors[rule.theirs]
+                tensors[self.config.head_name] = tensors[rule.theirs]
         return weight_files.encode(tensors)
 
-    def index_text(self, names: Sequence[str]) -> str:
-        """The index of the files: of the one outside of the blocks, named first, and of each block."""
+    def index_text(self, names: Sequence[str], copied: Mapping[str, str], total: int) -> str:
+        """The index of the files: of the one outside of the blocks, named first, of each block, and of other tensors.
+
+        ``copied`` maps those to their files; ``total`` is the number of bytes of all tensors.
+        """
         layers = range(self.config.layers)
         blocks = {rule.theirs.format(i=i): names[i + 1] for i in layers for rule in self.rules(stacked=True)}
-        files = {name: blocks.get(name, names[0]) for name in sorted(self.tensors())}
-        return json.dumps({"metadata": {"total_size": self.total_bytes()}, "weight_map": files}, indent=2) + "\n"
+        files = {**dict.fromkeys(self.tensors(), names[0]), **blocks, **copied}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+        return json.dumps(index, indent=2) + "\n"
 
     def _dtype_of(self, ours: str) -> np.dtype:
         return DTYPES[self.dtype or self.dtypes.get(ours, self.dtypes["layers/mlp/down"])]

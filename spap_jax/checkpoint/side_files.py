@@ -1,4 +1,4 @@
-"""The files that belong to a model beside its config and weights: tokenizer, generation settings, licence, card.
+"""The files that belong to a model beside its config and weights: of the tokenizer, of generation, licence, card.
 
 Also how an Orbax folder is told from others, without Orbax.
 """
@@ -18,6 +18,7 @@ SIDE_FILES = (
     "added_tokens.json",
     "generation_config.json",
     "chat_template*",
+    "*processor_config.json",
     "additional_chat_templates/*.jinja",
     "*.tiktoken",
     "tekken.json",

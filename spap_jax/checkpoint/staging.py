@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from spap_jax.checkpoint import weight_files
+from spap_jax.checkpoint.beside import Beside
 from spap_jax.checkpoint.folders import LocalFolder, folder_at, sync
 from spap_jax.checkpoint.output import MANIFEST, RUN, fill, manifest_text, parse_manifest, put_in_place
 from spap_jax.checkpoint.shards import Shards
@@ -23,23 +24,32 @@ STAGED = "output"
 Plan = dict[str, Any]
 
 
-def stage(folder: LocalFolder | Folder, shards: Shards, parts: Sequence[str], files: Mapping[str, str | bytes]) -> Plan:
+def stage(
+    folder: LocalFolder | Folder,
+    shards: Shards,
+    parts: Sequence[str],
+    beside: Beside,
+    files: Mapping[str, str | bytes],
+) -> Plan:
     """Writes all files of the output that are not shards, and returns the plan.
 
     Args:
         parts: Names of the shards in ``folder``: the one outside of the blocks, then the blocks.
+        beside: Tensors whose files are in ``folder``, too.
         files: All other files of the output by name.
     """
-    there = folder.sizes()
+    there, parts = folder.sizes(), [*parts, *beside.files]
     if lost := [name for name in parts if name not in there]:
         raise ValueError(f"{len(lost)} parts of the model were not written, such as {lost[0]}")
     folder.remove([STAGED])
     moved: dict[str, str] = {}
     weights: dict[str, str | bytes] = {}
-    if shards.total_bytes() > weight_files.JOINED_BYTES:
+    total = shards.total_bytes() + beside.bytes
+    if total > weight_files.JOINED_BYTES:
         count = len(parts)
         moved = {f"model-{number:05d}-of-{count:05d}.safetensors": part for number, part in enumerate(parts, 1)}
-        weights = {weight_files.INDEX: shards.index_text(list(moved))}
+        copied = {name: new for new, part in moved.items() for name in beside.files.get(part, ())}
+        weights = {weight_files.INDEX: shards.index_text(list(moved), copied, total)}
     else:
         weights = {weight_files.JOINED: _joined(folder, parts)}
     for name, content in {**files, **weights}.items():

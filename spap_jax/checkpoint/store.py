@@ -7,6 +7,7 @@ folder `pruned` lies in `.pruned.resume`:
     run.json           everything that the result depends on; and the output's files, once nothing is left to compute
     decided.json       what was decided before the first block
     outer.safetensors  block-00000.safetensors ...  joint-00011.safetensors ...
+    beside-00000.safetensors ...
     state/             an Orbax checkpoint of the state of steps
     output/            files of the output, while it is made
     replaced/          the folder that was in the output's place
@@ -30,6 +31,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from spap_jax.checkpoint import staging, weight_files
+from spap_jax.checkpoint.beside import Beside
 from spap_jax.checkpoint.config_text import check_describable, written_config_text
 from spap_jax.checkpoint.folders import LocalFolder, folder_at
 from spap_jax.checkpoint.output import RUN, check_output, check_place, resume_folder
@@ -101,6 +103,7 @@ class FolderStore:
         if dtype is not None and dtype not in DTYPES:
             raise UserError(f"there is no dtype {dtype!r} for weights: use one of {', '.join(DTYPES)}.")
         self.config, self._source, self._dtypes, self._dtype = config, source, dtypes, dtype
+        self._beside = Beside(source, config)
         self._output = output if is_address(output) else real_path(output)
         self._overwrite = overwrite
         self._identity = None if identity is None else json.loads(json.dumps(identity))
@@ -141,7 +144,7 @@ class FolderStore:
     @property
     def output_bytes(self) -> int:
         """Number of bytes of the output's weights."""
-        return self._shards.total_bytes()
+        return self._shards.total_bytes() + self._beside.bytes
 
     @property
     def decided(self) -> Any:
@@ -346,7 +349,9 @@ class FolderStore:
         copied = {name: file.read_bytes() for name, file in side_files(self._source.folder).items()}
         texts = {**copied, **files, "config.json": written_config_text(self._source, self.config, self._dtype)}
         parts = [OUTER, *map(self._final, range(self.config.layers))]
-        plan = staging.stage(self._folder, self._shards, parts, texts)
+        for name, content in self._beside.contents():
+            self._folder.write(name, content)
+        plan = staging.stage(self._folder, self._shards, parts, self._beside, texts)
         self._write_run(plan)
         staging.place(self._folder, plan, self._output, self._overwrite)
 

@@ -73,6 +73,7 @@ class DecoderConfig:
         layer_kinds: Index in ``attention_kinds`` of each layer [L]; None if all layers have the only one.
         widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters are
             padded to it with zero channels; a checkpoint stores each layer at its own width. None if all are alike.
+        prefix: What the names of the tensors but the head's begin with in the checkpoint.
     """
 
     family: str
@@ -104,6 +105,18 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     layer_kinds: tuple[int, ...] | None = None
     widths: tuple[int, ...] | None = None
+    prefix: str = "model."
+
+    @property
+    def in_tower(self) -> bool:
+        """Whether the decoder is part of a model that reads more than text; see `towers`."""
+        return self.prefix != "model."
+
+    @property
+    def head_name(self) -> str:
+        """Name of the head's tensor in the checkpoint."""
+        outer = self.prefix.removesuffix("model.") if f".{self.prefix}".endswith(".model.") else ""
+        return f"{outer}lm_head.weight"
 
     @property
     def axes(self) -> dict[str, int]:

@@ -136,19 +136,22 @@ class Family:
     def rules_for(self, config: DecoderConfig) -> tuple[Rule, ...]:
         """Returns the rules of the tensors that a model with this config has."""
         present = parameter_paths(config)
-        return tuple(rule for rule in self.rules if rule.ours in present)
+        rules = (rule for rule in self.rules if rule.ours in present)
+        return tuple(rule.named(config.prefix, config.head_name) for rule in rules)
 
     def letters(self, path: str) -> list[str]:
         """Returns the axis letters of a parameter, without the stacking axis; empty if no rule matches."""
         return next((rule.letters for rule in self.rules if rule.ours == path), [])
 
-    def canonical(self, name: str) -> str | None:
-        """Returns the full name of a checkpoint's tensor; None for a buffer that is recomputed.
+    def canonical(self, name: str, config: DecoderConfig) -> str | None:
+        """Returns the full name of a checkpoint's tensor; None for a buffer that is recomputed, or what is not ours.
 
         A checkpoint that was saved without the head has names without the first part, which transformers adds too.
         """
         if re.search(self.recomputed, name):
             return None
+        if config.in_tower:
+            return name if name.startswith((config.prefix, config.head_name)) else None
         return name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
 
 

@@ -1,4 +1,4 @@
-"""Family table for Gemma 3 text models, 270m and 1b, and models of the same architecture.
+"""Family table for Gemma 3 text models: 270m and 1b, the decoders of 4b to 27b, and models of the same architecture.
 
 Scales of norms are stored less 1, norms surround attention and MLP, and embedded tokens are scaled. Most layers attend
 within a window, with a rotary embedding of their own; some to all previous tokens.
@@ -59,9 +59,10 @@ def derived(read: dict[str, Any]) -> dict[str, Any]:
 GEMMA3 = Family(
     name="gemma3_text",
     architecture="Gemma3ForCausalLM",
-    # Without these fields, transformers assumes a size that no published model has, so sizes are required here.
+    # The text models of 4b leave out the sizes that transformers assumes; all others give theirs.
     fields=FIELDS
-    | {"kv_heads": Field("num_key_value_heads"), "head_dim": Field("head_dim", 256)}
+    | {"vocabulary": Field("vocab_size", 262208), "heads": Field("num_attention_heads", 8)}
+    | {"kv_heads": Field("num_key_value_heads", 4), "head_dim": Field("head_dim", 256)}
     | {"activation": Field("hidden_activation", "gelu_pytorch_tanh"), "tied": Field("tie_word_embeddings", True)}
     | {"positions": Field("max_position_embeddings", 131072), "window": Field("sliding_window", 4096)}
     | {"score_divisor": Field("query_pre_attn_scalar", 256)},

@@ -1,5 +1,6 @@
 """The supported families by name."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,9 +18,11 @@ from spap_jax.models.olmo2 import OLMO2
 from spap_jax.models.opt import OPT
 from spap_jax.models.qwen2 import QWEN2
 from spap_jax.models.qwen3 import QWEN3
+from spap_jax.models.qwen3_vl import QWEN3_VL
 from spap_jax.models.smollm3 import SMOLLM3
+from spap_jax.models.towers import PREFIXES, TOWERS, text_part, tower_of
 
-FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, OLMO2, SMOLLM3, OPT)}
+FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_VL, GEMMA3, OLMO2, SMOLLM3, OPT)}
 
 
 def logical_axes(config: DecoderConfig) -> Params:
@@ -37,8 +40,9 @@ def logical_axes(config: DecoderConfig) -> Params:
 
 
 def family_of(theirs: dict[str, Any]) -> Family:
-    """Returns the family of a parsed config.json, by its architecture in any case: early checkpoints say
-    LLaMAForCausalLM.
+    """Returns the family of a decoder's part of a parsed config.json.
+
+    It goes by the architecture in any case: early checkpoints say LLaMAForCausalLM.
 
     Raises:
         UserError: the family is not supported.
@@ -52,5 +56,18 @@ def family_of(theirs: dict[str, Any]) -> Family:
     if family is not None and (not architectures or family.architecture.lower() in map(str.lower, architectures)):
         return family
     named = ", ".join(architectures) or f"model_type {theirs.get('model_type')!r}"
-    supported = ", ".join(f"{family.architecture} (model_type {name})" for name, family in FAMILIES.items())
+    known = {each.architecture: name for name, each in (FAMILIES | TOWERS).items()}
+    supported = ", ".join(f"{architecture} (model_type {name})" for architecture, name in known.items())
     raise UserError(f"the architecture {named} is not supported; the supported ones are {supported}.")
+
+
+def decoder_of(theirs: dict[str, Any]) -> tuple[Family, DecoderConfig]:
+    """Returns the family and the config of the decoder that a parsed config.json describes, alone or in a tower.
+
+    Raises:
+        UserError: The model is not supported.
+    """
+    text = text_part(theirs)
+    family = family_of(text)
+    config = family.read_config(text)
+    return family, config if tower_of(theirs) is None else replace(config, prefix=PREFIXES[0])

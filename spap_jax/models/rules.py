@@ -42,6 +42,11 @@ class Rule(NamedTuple):
         """Whether every layer has a tensor of this rule."""
         return self.ours.startswith("layers/")
 
+    def named(self, prefix: str, head: str) -> "Rule":
+        """Returns the same rule for a decoder inside a larger model, whose tensors have longer names."""
+        theirs = self.theirs.replace("lm_head.weight", head)
+        return self._replace(theirs=prefix + theirs.removeprefix("model.") if theirs.startswith("model.") else theirs)
+
     def shapes(self, sizes: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the shapes in the checkpoint and in one layer of the tree, given ``DecoderConfig.axes``."""
         theirs, ours = (rearranged_shape(side, sizes) for side in self.sides)

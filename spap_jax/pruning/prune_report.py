@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spap_jax.data.tokens import further_of
-from spap_jax.models import FAMILIES, cost
+from spap_jax.models import FAMILIES, architecture_of, cost
 from spap_jax.pruning.run import sparsities
 from spap_jax.report.account import data_account, versions
 from spap_jax.report.advice import advice
@@ -42,7 +42,8 @@ def new_report(run: "Run", name: str, tokens: Any, steps: Sequence[LayerReport |
         method=MethodAccount(settings.method, update_used(settings)),
         model=PrunedModel(
             name=public_name(name),
-            architecture=family.architecture,
+            architecture=architecture_of(family, config),
+            in_tower=config.in_tower,
             layers=config.layers,
             intermediate=Change(config.intermediate, pruned.intermediate),
             widths=Widths(config.layer_widths, pruned.layer_widths),

@@ -341,6 +341,11 @@ def warn_of_settings(config: DecoderConfig, settings: PruneSettings, asked: Coll
             f"{pruned.kv_heads} key/value heads are left in a layer: servers that divided the dense model's "
             f"{config.kv_heads} among {' or '.join(map(str, lost))} devices cannot divide these."
         )
+    if config.in_tower:
+        warn(
+            "only the part of the model that reads and writes text is pruned, on text alone: what that does to how "
+            "it reads images is not measured."
+        )
     for names, why in _without_effect(settings):
         unusual = [name for name in names if getattr(settings, name) != getattr(PruneSettings, name)]
         changed = [option(name) for name in unusual if asked is None or name in asked]

@@ -18,7 +18,7 @@ Channels were chosen by the method `{selection}`; {update}.
 | --- | ---: | ---: | ---: |
 {rows}
 
-Calibration: {calibration}.{measured}
+Calibration: {calibration}.{measured}{reading}
 Every setting, the channels kept and each layer's error are in `spap_report.json`.
 
 ```python
@@ -35,6 +35,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")"""
 
+_TOWER_CODE = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("PATH")
+processor = AutoProcessor.from_pretrained("PATH")"""
+
 _OWN_CODE = """\
 import spap_jax
 
@@ -47,6 +53,10 @@ OWN_LOADER = (
 
 ORBAX_LOADER = "this Orbax checkpoint loads with spap_jax, and spap convert makes the one that stock tools load"
 """Note on loading a model in the format of Orbax."""
+
+_READING = """
+Only the part that reads and writes text was pruned, on text alone, and it alone is counted here: the rest is as it was.
+What this does to how the model reads images was not measured."""
 
 _UPDATES = {
     "none": "the weights of those kept are as they were (update `none`)",
@@ -64,7 +74,7 @@ _LOADERS = (
 )
 
 
-def card_head(name: str, library: str, *tags: str) -> str:
+def card_head(name: str, library: str, *tags: str, task: str = "text-generation") -> str:
     """Builds the card's metadata block for the hub.
 
     Args:
@@ -73,7 +83,7 @@ def card_head(name: str, library: str, *tags: str) -> str:
     lines = [
         *([f"base_model: {name}"] if "/" in name else []),
         f"library_name: {library}",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {task}",
         "tags:",
         *(f"- {tag}" for tag in tags),
     ]
@@ -110,13 +120,19 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
     stock &= report.one_width
     model, biases = report.model, report.model.mlp_bias
     return _TEXT.format(
-        head=card_head(model.name, "transformers" if stock else "spap-jax", "pruned", "spap-jax"),
+        head=card_head(
+            model.name,
+            "transformers" if stock else "spap-jax",
+            "pruned",
+            "spap-jax",
+            task="image-text-to-text" if model.in_tower else "text-generation",
+        ),
         name=model.name,
         version=report.versions["spap-jax"],
         removed=report.sparsity.words,
         shape=report.shape,
         loaders=_loaders(report) if stock or not report.one_width else f"; {ORBAX_LOADER}",
-        code=_STOCK_CODE if stock else _OWN_CODE,
+        code=(_TOWER_CODE if model.in_tower else _STOCK_CODE) if stock else _OWN_CODE,
         architecture=model.architecture,
         but=" but for added biases in the MLP" if biases.after and not biases.before else "",
         selection=report.method.selection,
@@ -124,6 +140,7 @@ def model_card(report: PruneReport, stock: bool = True) -> str:
         rows=_lines(report.rows),
         calibration=report.calibration.description,
         measured=_measured(report.extras),
+        reading=_READING * model.in_tower,
     )
 
 

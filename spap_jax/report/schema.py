@@ -181,6 +181,7 @@ class PrunedModel:
         name: Its name as given by the user, without a path.
         layers: Number of blocks before.
         intermediate: MLP channels of the widest layer.
+        in_tower: Whether it is the decoder of a model that reads more than text, whose other parts are not counted.
     """
 
     name: str
@@ -193,6 +194,7 @@ class PrunedModel:
     mlp_bias: Biases
     parameters: Change
     mlp_parameters: Change
+    in_tower: bool = False
 
     @property
     def blocks(self) -> Change:

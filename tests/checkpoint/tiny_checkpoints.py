@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from hf_models import VARIANTS, hf_model
+from hf_models import TOWERS, VARIANTS, hf_model
 from safetensors import safe_open
 
 from spap_jax.models.model import Model
 from spap_jax.pruning.reduce import take_groups
 
 __all__ = [
+    "TOWERS",
     "VARIANTS",
     "edit_config",
     "edit_tensors",
@@ -32,7 +33,7 @@ __all__ = [
 def state(variant: str, dtype: str = "float32") -> dict[str, torch.Tensor]:
     """Returns the tensors that transformers would write."""
     tensors = {name: tensor.to(getattr(torch, dtype)) for name, tensor in hf_model(variant).state_dict().items()}
-    if VARIANTS[variant].get("tie_word_embeddings", True):
+    if (VARIANTS | TOWERS)[variant].get("tie_word_embeddings", True):
         del tensors["lm_head.weight"]
     return tensors
 
@@ -42,7 +43,7 @@ def write(variant: str, folder: Path, dtype: str = "float32", shard: str = "1GB"
     model = copy.deepcopy(hf_model(variant)).to(getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size=shard)
     written = {"architectures": [type(model).__name__], "torch_dtype": dtype, "_name_or_path": "\u00e9 \\"}
-    text = json.dumps(VARIANTS[variant] | written, indent=3, ensure_ascii=False)
+    text = json.dumps((VARIANTS | TOWERS)[variant] | written, indent=3, ensure_ascii=False)
     (folder / "config.json").write_bytes(text.replace('": ', '" :  ').replace("\n", "\r\n").encode())
     (folder / "tokenizer.json").write_text('{"stand-in": 1}')
     return folder
