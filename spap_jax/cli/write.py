@@ -39,8 +39,8 @@ def write(
     Args:
         model: Checkpoint that writes, usually the dense one: a folder, a hub id or an address.
         output: File for the texts or conversations, .jsonl.
-        data: Text, as for spap prune, of which the model continues the first words of each paragraph. By default it
-            continues beginnings of many kinds, or its start token alone.
+        data: Text, as for spap prune, of which the model continues the first words of each paragraph. By default
+            beginnings of many kinds, or its start token alone.
         prompts: Prompts for a chat model to answer, in a column "prompt" or "messages" of a file or a data set of the
             hub. What the assistant says last is left out.
         model_devices: Number of devices among which the weights are divided; it must divide the number of devices.

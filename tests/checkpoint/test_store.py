@@ -238,10 +238,13 @@ def test_changed_blocks_are_those_of_the_output_alone(dense: Reader, tmp_path: P
 # Ends of a process
 
 
-@pytest.mark.parametrize(("joined", "overwrite"), [(True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("variant", "joined", "overwrite"), [("llama", True, True), ("llama", False, False), ("qwen3_vl", False, False)]
+)
 def test_a_process_that_is_killed_anywhere(
-    dense: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool, overwrite: bool
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool, overwrite: bool
 ) -> None:
+    dense = Reader(write(variant, tmp_path / "in"))
     if not joined:
         monkeypatch.setattr(weight_files, "JOINED_BYTES", 0)
     count, last = itertools.count(), 0

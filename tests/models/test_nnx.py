@@ -16,7 +16,8 @@ from spap_jax.models import FAMILIES, decoder
 from spap_jax.models.model import UNKNOWN, Source
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 9), 0, 97)
-VARIANTS = ("llama_tied", "qwen2", "qwen3", "mistral_window", "gemma3", "olmo2", "smollm3", "opt_350m_like")
+VARIANTS = ("llama_tied", "qwen2", "qwen3", "qwen3_vl", "mistral_window", "gemma3", "olmo2", "smollm3",
+            "opt_350m_like")  # fmt: skip
 
 
 def model_of(variant: str, dtype: str = "float32") -> spap.Model:
