@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.real.obtain import MODELS
 from benchmarks.real.runs import METHODS, PEERS, SPARSITIES, Row
-from benchmarks.real.zero_shot import CHANCE, COINS, LAMBADA, TASKS, Answers, accuracy, interval
+from benchmarks.real.zero_shot import CHANCE, COINS, LAMBADA, TASKS, Answers, accuracy, interval, same
 from benchmarks.shared import table
 
 COLOURS = {"flap": "#444444", "fasp": "#e69f00", "obs": "#56b4e9", "osscar": "#009e73", "obs, more text": "#b3dff5",
@@ -86,7 +86,9 @@ def _about_tasks(answers: Sequence[Answers]) -> str:
     return (
         "Zero-shot tasks, by the lm-evaluation-harness, with split, number of examples (from the start of the split) "
         f"and metric: {', '.join(asked.values())}. *Mean*: of the first seven. *To the best peer*: difference of the "
-        "means in points, with the 95 % interval of a bootstrap over pairs of answers.\n"
+        "means in points, with the 95 % interval of a bootstrap over pairs of answers. *Right as before*, *option as "
+        "before*: share of all examples but BoolQ's on which the model is right or wrong, or chooses, as the dense one "
+        "does, with the 95 % interval.\n"
     )
 
 
@@ -110,8 +112,13 @@ def _tasks(rows: Sequence[Row], answers: Sequence[Answers]) -> str:
             cells.append(f"{100 * (accuracy(found) - accuracy(best)):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
         else:
             cells.append("")
+        for field in ("right", "chosen"):
+            alike = same(found, _dense(answers), field) if name != "dense" else None
+            low, high = alike.interval if alike else (0, 0)
+            cells.append(f"{alike.share:.1%} [{100 * low:.1f}, {100 * high:.1f}]" if alike else "")
         lines.append(cells)
     head = ["method", *TASKS, LAMBADA, "mean", f"mean without {' and '.join(COINS)}", "to the best peer"]
+    head += ["right as before", "option as before"]
     return table(head, lines) + "\n"
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 import spap_jax as spap
+from spap_jax.evaluation.flips import Kept, kept
 
 TASKS = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The seven whose mean papers give."""
@@ -33,6 +35,7 @@ class Answers(msgspec.Struct, frozen=True):
         metric: "acc_norm", accuracy by likelihood for each character of an answer, where the task has it, else "acc".
         limit: Maximum number of examples, from the start of the split; 0 is all.
         right: For each example "1" if it was answered right, else "0".
+        chosen: For each example the number of the option that was chosen; empty in older rows.
     """
 
     model: str
@@ -42,6 +45,7 @@ class Answers(msgspec.Struct, frozen=True):
     metric: str
     limit: int
     right: str
+    chosen: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -58,24 +62,37 @@ def answer(name: str, command: str, model: spap.Model, data: Path, limit: int) -
     """Runs the tasks on data in a folder, as of ``spap eval --task-data``; the rest is as in `Answers`."""
     from rich.console import Console
 
+    from spap_jax.evaluation.flips import answers
     from spap_jax.evaluation.harness import HarnessModel
     from spap_jax.evaluation.tasks import choose_tasks, run_tasks, split_of
     from spap_jax.progress import counting
 
-    chosen = choose_tasks((*TASKS, LAMBADA), task_data=data)
+    tasks = choose_tasks((*TASKS, LAMBADA), task_data=data)
     with counting(Console(stderr=True)) as watch:
-        results = run_tasks(HarnessModel(model, watch=watch), chosen, limit or None, samples=True)
-    found = []
+        results = run_tasks(HarnessModel(model, watch=watch), tasks, limit or None, samples=True)
+    found, chosen = [], answers(results)
     for task, samples in results["samples"].items():
         metric = "acc_norm" if "acc_norm" in samples[0] else "acc"
         right = "".join(str(int(each[metric])) for each in sorted(samples, key=lambda each: each["doc_id"]))
-        found.append(Answers(name, command, task, split_of(results, task), metric, limit, right))
+        split = split_of(results, task)
+        found.append(Answers(name, command, task, split, metric, limit, right, tuple(chosen[task])))
     return found
 
 
 def accuracy(answers: Sequence[Answers], tasks: Sequence[str] = TASKS) -> float:
     """Returns the mean of the accuracies of one model's answers to some tasks."""
     return float(np.mean([each.values.mean() for each in answers if each.task in tasks]))
+
+
+def same(ours: Sequence[Answers], dense: Sequence[Answers], field: Literal["right", "chosen"]) -> Kept | None:
+    """Counts the examples on which a model is right where the dense one is, or chooses its option, by ``field``.
+
+    BoolQ is left out, which a small model answers nearly always with yes. None if a row lacks the field.
+    """
+    both = [{each.task: getattr(each, field) for each in one if each.task != "boolq"} for one in (ours, dense)]
+    if not all(all(one.values()) for one in both):
+        return None
+    return Kept(*map(sum, zip(*kept(*both).values(), strict=True)))
 
 
 def interval(ours: Sequence[Answers], theirs: Sequence[Answers]) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def eval_(
 
     ```
     spap eval pruned --data wikitext2 --dense HuggingFaceTB/SmolLM2-135M-Instruct
-    spap eval pruned --tasks arc_easy,hellaswag,piqa,winogrande --json scores.json
+    spap eval pruned --tasks arc_easy,hellaswag,piqa --dense models/dense
     ```
 
     The text is cut into windows that do not overlap. Perplexity is exp of the mean negative log-likelihood of all their
@@ -48,7 +48,8 @@ def eval_(
         model: Checkpoint to evaluate: a folder, a hub id, or an address such as gs://bucket/model.
         data: Text to measure perplexity on: wikitext2, c4, a data set of the hub, or a .txt, .jsonl, .parquet or .npy
             file. Of chats, what the assistant wrote counts.
-        dense: The model that it was made of, to measure how far the predictions of the two are apart as well.
+        dense: The model that it was made of, to measure how far the predictions of the two are apart as well, or how
+            many answers to the tasks stayed the same.
         sequence_length: Tokens in each window. By default as in the run that pruned the model, or as many as its
             positions allow, at most 2048.
         sequences: Number of windows, from the start of the text. By default all.
@@ -68,11 +69,11 @@ def eval_(
     if (data is None) == (tasks is None):
         given = "neither was" if data is None else "both were"
         raise UserError(f"give either --data (perplexity) or --tasks (the lm-evaluation-harness); {given} given.")
-    unused = (task_path, task_data, limit) if tasks is None else (dense, sequence_length, sequences, bos)
+    unused = (task_path, task_data, limit) if tasks is None else (sequence_length, sequences, bos)
     if any(value is not None for value in unused):
         raise UserError(
-            "--dense, --sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit go "
-            "with --tasks."
+            "--sequence-length, --sequences and --bos go with --data; --task-path, --task-data and --limit go with "
+            "--tasks."
         )
     check_json_place(json)
     fetch([model, dense], [data])
@@ -80,16 +81,17 @@ def eval_(
     original = checkpoint.load(dense, checkpoint.as_stored) if dense else None
     with use_mesh(devices, model_devices, bytes_of((loaded.params, original and original.params))):
 
-        def placed_model(one: "Model" = loaded) -> "Model":
+        def placed_model(one: "Model") -> "Model":
             with console.waiting(f"reading {one.source.name}"):
                 return one.replace(params=shard_params(one.config, one.params))
 
         if data is not None:
             length = sequence_length or _length_of_run(loaded)
-            models = placed_model(), original and placed_model(original)
+            models = placed_model(loaded), original and placed_model(original)
             result = _measure_perplexity(model, *models, data, length, sequences, bos, batch_tokens)
         else:
-            result = _measure_tasks(model, placed_model, str(tasks), task_path, task_data, limit, batch_tokens)
+            read = functools.partial(placed_model, loaded), original and functools.partial(placed_model, original)
+            result = _measure_tasks(model, *read, str(tasks), task_path, task_data, limit, batch_tokens)
     if json is not None:
         write_json(json, "spap eval", result)
 
@@ -168,13 +170,14 @@ def _measure_perplexity(
 def _measure_tasks(
     model: str,
     read: "Callable[[], Model]",
+    read_dense: "Callable[[], Model] | None",
     listed: str,
     task_path: Path | None,
     task_data: Path | None,
     limit: int | None,
     batch_tokens: int,
 ) -> dict[str, Any]:
-    """Runs tasks and prints their table -> values for a JSON file; the model is read once the tasks are known."""
+    """Runs tasks and prints their tables -> values for a JSON file; models are read once the tasks are known."""
     try:
         from spap_jax.evaluation import harness, tasks
     except ModuleNotFoundError as error:
@@ -191,15 +194,22 @@ def _measure_tasks(
         raise UserError("--tasks names no task: give names with commas between them, for example arc_easy,piqa.")
     with console.waiting(f"looking up {', '.join(names)}"):
         chosen = tasks.choose_tasks(names, task_path, task_data)
-    loaded = read()
-    start = time.perf_counter()
-    with console.counting() as watch:
-        adapted = harness.HarnessModel(loaded, batch_tokens=batch_tokens, watch=watch)
-        results = tasks.run_tasks(adapted, chosen, limit)
+
+    def asked(one: "Model") -> dict[str, Any]:
+        with console.counting() as watch:
+            adapted = harness.HarnessModel(one, batch_tokens=batch_tokens, watch=watch)
+            return tasks.run_tasks(adapted, chosen, limit, samples=read_dense is not None)
+
+    loaded, start = read(), time.perf_counter()
+    results = asked(loaded)
     seconds = time.perf_counter() - start
     examples = "" if limit is None else f", the first {limit} examples of each"
     columns = ("task", "split", "examples", "metric", "value", "stderr")
     console.table(f"{model}{examples}; {seconds:.1f} s", columns, _task_rows(results))
+    against = {}
+    if read_dense is not None:
+        dense = read_dense()
+        against = _compare_answers(dense.source.name, results, asked(dense))
     ours = {
         "model": public_name(model),
         "tasks": names,
@@ -208,9 +218,29 @@ def _measure_tasks(
         "limit": limit,
         "seconds": seconds,
     }
-    of_machine = ("pretty_env_info", "git_hash", "upper_git_hash")  # which belongs in no published file
+    of_machine = ("pretty_env_info", "git_hash", "upper_git_hash", "samples")  # which belongs in no published file
     published = {name: value for name, value in results.items() if name not in of_machine}
-    return published | {"spap": ours | {"versions": versions()}}
+    return published | {"spap": ours | {"versions": versions()} | against}
+
+
+def _compare_answers(dense: str, results: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Prints how many answers are those of the dense model -> values for a JSON file."""
+    from spap_jax.evaluation.flips import Kept, answers, kept
+    from spap_jax.storage.location import public_name
+
+    found = kept(answers(results), answers(theirs))
+    if len(found) > 1:
+        found["all"] = Kept(*map(sum, zip(*found.values(), strict=True)))
+    rows = [
+        (task, str(each.examples), percent_text(each.share), " to ".join(map(percent_text, each.interval)))
+        for task, each in found.items()
+    ]
+    console.table(f"answers that are those of {dense}", ("task", "examples", "the same", "95 % interval"), rows)
+    shares = {
+        task: {"examples": each.examples, "share": each.share, "interval": each.interval}
+        for task, each in found.items()
+    }
+    return {"dense": public_name(dense), "dense_results": theirs["results"], "same_answers": shares}
 
 
 def _task_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from test_real import row
 
 from benchmarks.real import zero_shot
 from benchmarks.real.page import draw, markdown
-from benchmarks.real.zero_shot import COINS, LAMBADA, TASKS, Answers, accuracy, answer, interval
+from benchmarks.real.zero_shot import COINS, LAMBADA, TASKS, Answers, accuracy, answer, interval, same
 from benchmarks.shared import EXAMPLES
 from spap_jax import load
 
@@ -27,7 +27,7 @@ def test_a_model_is_asked_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyP
     datasets.Dataset.from_list([{"text": "Once upon a time"}]).save_to_disk(tmp_path / "lambada_openai/default/test")
     found = answer("m", "", load(EXAMPLES / "llama-stories"), tmp_path, 2)
     (piqa,) = [each for each in found if each.task == "piqa"]
-    assert (piqa.split, piqa.metric, piqa.right) == ("validation", "acc_norm", "10")
+    assert (piqa.split, piqa.metric, piqa.right, piqa.chosen) == ("validation", "acc_norm", "10", (0, 0))
     (lambada,) = [each for each in found if each.task == LAMBADA]
     assert (lambada.split, lambada.metric, lambada.right) == ("test", "acc", "1")
 
@@ -46,14 +46,26 @@ def test_the_page_compares_with_the_best_peer(tmp_path: Path):
     rows = [row("fasp", 0.5), row("obs", 0.4), row("spap", 0.2)]
     given = [*answers("", 0.9), *answers("fasp", 0.7), *answers("obs", 0.6), *answers("spap", 0.8)]
     page = markdown(rows, given, "python", [])
-    cells = [line.split(" | ") for line in page.splitlines() if line.count("|") == len(TASKS) + 6]
-    differences = {name.strip("| "): last.strip("| ") for name, *_, last in cells}
+    cells = [line.split(" | ") for line in page.splitlines() if line.count("|") == len(TASKS) + 8]
+    differences = {name.strip("| "): value.strip("| ") for name, *_, value, _, _ in cells}
     assert list(differences) == ["method", "---", "dense", "fasp", "obs", "spap"]
     said = [differences[name].partition(" [")[0] for name in ("dense", "fasp", "obs", "spap")]
     assert said == ["", "", "-10.0", "+10.0"]
+    alike = {name.strip("| "): value for name, *_, value, _ in cells}
+    assert alike["spap"].partition(" [")[0] == "90.0%"  # of 0.9 right and 0.8 right, all but a tenth
     assert f"boolq (validation, 200, acc), {TASKS[1]}" in page
     assert draw(tmp_path, rows, given) == ["ratios.png", "accuracy.png"]
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
+
+
+def test_options_may_differ_where_both_are_wrong():
+    dense, ours = (
+        [Answers("m", command, task, "test", "acc", 3, "100", chosen) for task in ("boolq", "piqa", LAMBADA)]
+        for command, chosen in (("", (0, 1, 2)), ("spap", (0, 1, 1)))
+    )
+    assert same(ours, dense, "right") == (6, 6)
+    assert same(ours, dense, "chosen") == (4, 6)
+    assert same(ours, answers("", 0.5, 3), "chosen") is None
 
 
 def test_the_mean_leaves_out_what_it_is_told_to():

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from commands import EXAMPLES, STORIES, apart, sentence, spap, succeed, without
 from datasets import Dataset, config
+from safetensors.numpy import load_file, save_file
 
 from spap_jax.evaluation import tasks
 
@@ -55,6 +57,22 @@ def test_the_table_and_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     assert {"jax", "transformers", "spap-jax"} <= read["spap"]["versions"].keys()
     assert read["lm_eval_version"]
+
+
+def test_answers_beside_those_of_the_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other, found = shutil.copytree(STORIES, tmp_path / "other"), tmp_path / "found.json"
+    tensors = load_file(other / "model.safetensors")
+    down = "model.layers.1.mlp.down_proj.weight"
+    save_file(tensors | {down: 0 * tensors[down]}, other / "model.safetensors", metadata={"format": "pt"})
+    words = ("eval", other, "--tasks", "stories_cloze", "--task-path", TASKS, "--limit", "40")
+    said = succeed(capsys, *words, "--dense", STORIES, "--json", found)
+    read = json.loads(found.read_text())
+    same = read["spap"]["same_answers"]["stories_cloze"]
+    accuracies = [each["stories_cloze"]["acc_norm,none"] for each in (read["results"], read["spap"]["dense_results"])]
+    assert (same["examples"], read["spap"]["dense"]) == (40, "llama-stories")
+    assert same["interval"][0] < same["share"] <= 1 - abs(accuracies[0] - accuracies[1])
+    assert said.out.splitlines()[-1].split()[:3] == ["stories_cloze", "40", f"{100 * same['share']:g}"]
+    assert "samples" not in read
 
 
 def test_data_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
