@@ -114,7 +114,8 @@ def _print(model: str, shape: tuple[int, int], planned: "Plan", mesh: "Mesh | No
         for name, each in planned.programs.items()
     ]  # fmt: skip
     columns = ("program", "calls", "memory", "TFLOP in float32", "TFLOP in less", *["at the peak rate"] * bool(mesh))
-    console.out.print(f"{model}: {removed} removed, {shape[0]} sequences of {shape[1]} tokens")
+    whole = " (the decoder alone is counted)" if run.config.in_tower else ""
+    console.out.print(f"{model}: {removed} removed{whole}, {shape[0]} sequences of {shape[1]} tokens")
     console.table(f"each device of {devices}: the most memory in use, and the operations of all calls", columns, rows)
     if run.joint:
         console.out.print(f"joint steps change the last {run.tail.layers} of {run.pruned.layers} blocks")

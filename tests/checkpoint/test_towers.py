@@ -102,8 +102,10 @@ def test_the_whole_model_is_as_before_when_nothing_is_removed(
 def test_a_pruned_decoder_in_the_whole_model(variant: str, tmp_path: Path) -> None:
     source = write(variant, tmp_path / "in", "bfloat16")
     dense = load(source)
-    small = spap_jax.prune(dense, tokens(), sparsity=0.3, attention_sparsity=0.5, effort="low").model
-    save(small, tmp_path / "out", dtype="float32")
+    result = spap_jax.prune(dense, tokens(), sparsity=0.3, attention_sparsity=0.5, effort="low")
+    small = result.model
+    spap_jax.save(result, tmp_path / "out", dtype="float32")
+    assert "pipeline_tag: image-text-to-text\n" in (tmp_path / "out" / "README.md").read_text()
     assert fields(tmp_path / "out")[0][0] == fields(source)[0][0]
     text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
     assert (text["intermediate_size"], text["num_key_value_heads"]) == (small.config.intermediate, 1)

@@ -37,11 +37,11 @@ ACCEPTED = {
     "deepseek-r1-distill-qwen-7b": (7_615_616_512, ("use_mrope",)),
     "galactica-125m": (125_030_400, ("learned_embeddings", "scale_embeddings")),
     "galactica-30b": (29_968_103_424, ("learned_embeddings", "scale_embeddings")),
-    "gemma-3-12b-it": (11_766_034_176, ()),
+    "gemma-3-12b-it": (11_766_034_176, ()),  # sizes alone
     "gemma-3-1b-it": (999_885_952, ("cache_implementation",)),
     "gemma-3-270m": (268_098_176, ("_sliding_window_pattern",)),
-    "gemma-3-27b-it": (27_009_346_304, ()),
-    "gemma-3-4b-it": (3_880_263_168, ()),
+    "gemma-3-27b-it": (27_009_346_304, ()),  # sizes alone
+    "gemma-3-4b-it": (3_880_263_168, ()),  # sizes alone
     "llama-1-13b": (13_015_864_320, ("max_sequence_length",)),
     "llama-1-7b-decapoda": (6_738_415_616, ("max_sequence_length",)),
     "llama-2-13b-chat": (13_015_864_320, ()),
@@ -55,7 +55,7 @@ ACCEPTED = {
     "llama-3.2-3b": (3_212_749_824, ()),
     "mistral-7b-instruct-v0.1": (7_241_732_096, ()),
     "mistral-nemo-base-2407": (12_247_782_400, ()),
-    "mistral-small-3.1-24b-instruct": (23_572_403_200, ()),
+    "mistral-small-3.1-24b-instruct": (23_572_403_200, ()),  # sizes alone
     "olmo-2-7b-instruct": (7_298_617_344, ()),
     "opt-125m": (125_239_296, ()),
     "opt-13b": (12_853_473_280, ("output_projection",)),
@@ -73,8 +73,8 @@ ACCEPTED = {
     "qwen2.5-math-1.5b": (1_543_714_304, ("use_mrope",)),
     "qwen3-0.6b": (596_049_920, ()),
     "qwen3-4b-thinking-2507": (4_022_468_096, ()),
-    "qwen3-vl-2b-instruct": (1_720_574_976, ()),
-    "qwen3-vl-8b-instruct": (8_190_735_360, ()),
+    "qwen3-vl-2b-instruct": (1_720_574_976, ()),  # sizes alone
+    "qwen3-vl-8b-instruct": (8_190_735_360, ()),  # sizes alone
     "smollm-1.7b": (1_711_376_384, ()),
     "smollm-135m": (134_515_008, ()),
     "smollm-360m-instruct": (361_821_120, ()),
