@@ -36,7 +36,8 @@ LENGTH, SEQUENCES, WINDOWS = 512, 64, 8
 """Tokens of a sequence and of a window, calibration sequences, and windows of each text that judges."""
 
 ORDER = tuple(f"{method} on {text}" for text in ("own", "english", "start", "openings", "python")
-              for method in ("spap, low effort", "fasp"))  # fmt: skip
+              for method in ("spap, low effort", "fasp")) + tuple(
+    f"spap, low effort on own+{text}" for text in ("english", "python"))  # fmt: skip
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ def main(
         model: Folder of the model.
         text: Folder of the zoo's texts.
         run: Methods of ``benchmarks.quality`` with their texts, "METHOD on TEXT", where a text is english, python,
-            start, openings or own.
+            start, openings or own, or several of them, "own+english", in equal parts.
         sparsity: Fraction of the MLP channels to remove.
         work: Folder for texts and pruned models.
         output: Folder for the table; rows that it has are not measured again.
@@ -81,13 +82,16 @@ def main(
         if (model.name, name) in {(row.model, row.run) for row in rows}:
             continue
         method, _, calibration = name.partition(" on ")
-        file = work / f"{model.name}-{calibration}.jsonl" if calibration in OWN else work / f"{calibration}.txt"
-        if calibration in OWN and not file.exists():
-            write(dense, calibration, file)
+        files = []
+        for kind in calibration.split("+"):
+            files.append(work / f"{model.name}-{kind}.jsonl" if kind in OWN else work / f"{kind}.txt")
+            if kind in OWN and not files[-1].exists():
+                write(dense, kind, files[-1])
+        source = ",".join(f"{file}:{1 / len(files)}" for file in files) if len(files) > 1 else str(files[0])
         result = work / f"{model.name} {name}".replace(" ", "-").replace(",", "")
         asked = METHODS[method] | {"sequences": SEQUENCES, "sequence_length": LENGTH, "sparsity": sparsity}
         words = [word for key, value in asked.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-        perform(str(model), [*words, "--data", str(file)], result)
+        perform(str(model), [*words, "--data", source], result)
         pruned = spap.load(result)
         found = {judge: compare(dense, pruned, tokens).divergence for judge, tokens in judges.items()}
         rows.append(Row(model.name, name, found, commit(), datetime.now(UTC).isoformat(timespec="seconds")))

@@ -149,7 +149,7 @@ class PruneSettings(_Settings):
         target: Size or speed to reach: 0.8 (of the parameters), params=100M, bytes=200MB, speed=1.3x or
             speed=1.3x@prefill. By default none.
         drop_blocks: Numbers of whole blocks to remove, from 1 to the last but one. By default none.
-        attention_sparsity: Fraction of the key/value heads to remove, with their query heads. Not for OPT and OLMo 2.
+        attention_sparsity: Fraction of the key/value heads to remove, with their query heads. Not for OPT and OLMo.
         allocation: "uniform": one width for all layers. "global": a width for each layer, which only SPAP-JAX loads.
         round_to: Keep a multiple of this number of channels. By default 64 for MLPs of 8192 or more, 8 from 1024 on.
         method: How channels are chosen: by our method, "spap", or as another one does.

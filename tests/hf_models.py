@@ -33,6 +33,19 @@ _QWEN2 = _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 4}
 _QWEN3 = _QWEN2 | {"model_type": "qwen3", "head_dim": 12, "num_key_value_heads": 2}
 _MISTRAL = _LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None}
 _OLMO2 = _LLAMA | {"model_type": "olmo2"}
+_OLMO3 = _OLMO2 | {
+    "model_type": "olmo3",
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+_GRANITE = _LLAMA | {
+    "model_type": "granite",
+    "num_key_value_heads": 2,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.5,
+    "logits_scaling": 0.7,
+}
 _SMOLLM3 = _LLAMA | {"model_type": "smollm3", "num_key_value_heads": 2}
 _GEMMA3 = _LLAMA | {
     "model_type": "gemma3_text",
@@ -53,6 +66,8 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 96, "beta_fast": 8.0}
+
 VARIANTS: dict[str, Json] = {
     "llama": _LLAMA,
     "llama_tied": _LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 2},
@@ -65,6 +80,8 @@ VARIANTS: dict[str, Json] = {
     "llama_linear_rope_v5": _LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
     "llama_llama3_rope_v4": _LLAMA | {"head_dim": 16, "rope_theta": 500.0, "rope_scaling": _LLAMA3_ROPE},
     "llama_llama3_rope_v5": _LLAMA | {"head_dim": 16, "rope_parameters": _LLAMA3_ROPE | {"rope_theta": 500.0}},
+    "llama_yarn_v4": _LLAMA | {"head_dim": 16, "rope_theta": 500.0, "rope_scaling": _YARN},
+    "llama_yarn_v5": _LLAMA | {"head_dim": 16, "rope_parameters": _YARN | {"rope_theta": 500.0, "beta_slow": 2.0}},
     "qwen2": _QWEN2,
     "qwen2_tied": _QWEN2 | {"tie_word_embeddings": True, "num_key_value_heads": 2},
     "qwen2_one_kv_head": _QWEN2 | {"num_key_value_heads": 1, "use_sliding_window": False, "sliding_window": 16},
@@ -79,6 +96,11 @@ VARIANTS: dict[str, Json] = {
     | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "olmo2": _OLMO2,
     "olmo2_tied_biases": _OLMO2 | {"num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True},
+    "olmo3": _OLMO3,
+    "olmo3_yarn_v4": {name: value for name, value in _OLMO3.items() if name != "layer_types"}
+    | {"num_hidden_layers": 4, "rope_theta": 500000.0, "rope_scaling": _YARN | {"attention_factor": 1.3}},
+    "granite": _GRANITE,
+    "granite_tied": _GRANITE | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
     "smollm3": _SMOLLM3 | {"no_rope_layers": [1, 0, 1]},
     "smollm3_untied_biases": _SMOLLM3
     | {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "no_rope_layer_interval": 2},

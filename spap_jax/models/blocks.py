@@ -51,7 +51,7 @@ class Block(nn.Module):
     def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """Projects and adds the attention's output. x: [B, T, d], attended: [B, T, n, h] -> [B, T, d]."""
         y = self.attention.project_out(attended)
-        r = x + (self.attention_output_norm(y) if "output" in self.config.norms else y)
+        r = x + self._scaled(self.attention_output_norm(y) if "output" in self.config.norms else y)
         return self.attention_norm(r) if "sum" in self.config.norms else r
 
     def attend(
@@ -66,7 +66,10 @@ class Block(nn.Module):
 
     def mlp_addition(self, y: jax.Array) -> jax.Array:
         """Computes what is added to the residual stream from the MLP's output. y: [..., d] -> [..., d]."""
-        return self.mlp_output_norm(y) if "output" in self.config.norms else y
+        return self._scaled(self.mlp_output_norm(y) if "output" in self.config.norms else y)
+
+    def _scaled(self, y: jax.Array) -> jax.Array:
+        return y if self.config.residual_scale == 1 else y * self.config.residual_scale
 
     def finish(self, y: jax.Array) -> jax.Array:
         """Applies what follows the MLP's residual addition. y: [..., d] -> [..., d]."""

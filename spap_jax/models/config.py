@@ -11,11 +11,15 @@ class Rope:
 
     Attributes:
         theta: Base of the geometric progression of wavelengths.
-        scaling: "default", "linear" (positions divided by factor), or "llama3" (long wavelengths stretched by factor).
+        scaling: "default", "linear" (positions divided by factor), "llama3" (long wavelengths stretched by factor), or
+            "yarn" (as "llama3", by a ramp over channels, and cosines and sines multiplied; Peng et al. 2023).
         factor: Stretch of the context.
         low_freq_factor: "llama3": wavelengths above original_positions / low_freq_factor are stretched in full.
         high_freq_factor: "llama3": wavelengths below original_positions / high_freq_factor are left alone.
-        original_positions: "llama3": context length before stretching.
+        original_positions: "llama3", "yarn": context length before stretching.
+        beta_fast: "yarn": wavelengths that fit the original context this many times are left alone.
+        beta_slow: "yarn": those that fit it at most this many times are stretched in full.
+        attention_factor: Factor of the cosines and sines.
     """
 
     theta: float = 10000.0
@@ -24,6 +28,9 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_positions: float = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class DecoderConfig:
             together; None without such norms.
         query_scale: Factor of the queries, besides that of the attention scores, 1 / sqrt(h).
         embedding_scale: Factor of the embedded tokens.
+        residual_scale: Factor of what attention and MLP add to the residual stream.
+        logit_scale: Factor of the logits.
         layer_kinds: Index in ``attention_kinds`` of each layer [L]; None if all layers have the only one.
         widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters are
             padded to it with zero channels; a checkpoint stores each layer at its own width. None if all are alike.
@@ -103,6 +112,8 @@ class DecoderConfig:
     query_key_norm: str | None = None
     query_scale: float = 1.0
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     layer_kinds: tuple[int, ...] | None = None
     widths: tuple[int, ...] | None = None
     prefix: str = "model."

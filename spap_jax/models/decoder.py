@@ -59,6 +59,7 @@ class Head(nn.Module):
         weight = self.param("weight", init, (c.vocabulary, c.embedding)) if embedding is None else embedding
         tokens, weight = on_one_axis(x), weight.astype(x.dtype)
         logits = jnp.einsum("te,ve->tv", tokens, weight, preferred_element_type=jnp.float32)
+        logits = logits if c.logit_scale == 1 else logits * c.logit_scale
         return logits.reshape(*x.shape[:-1], -1)
 
 

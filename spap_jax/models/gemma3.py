@@ -7,44 +7,23 @@ within a window, with a rotary embedding of their own; some to all previous toke
 import math
 from typing import Any
 
-from spap_jax.errors import UserError
 from spap_jax.models.config import AttentionKind
 from spap_jax.models.families import Family, Field
 from spap_jax.models.kinds import of_kind
+from spap_jax.models.layer_types import kind_fields, read_kinds, read_ropes
 from spap_jax.models.llama import CONSTANTS, FIELDS, RULES
 from spap_jax.models.published import absent, not_true
 from spap_jax.models.qwen3 import QUERY_KEY_NORMS
-from spap_jax.models.rope import read_rope
 from spap_jax.models.rules import Rule
-
-TYPES = ("sliding_attention", "full_attention")
-"""Names of the types of layers in config.json, in the order of their kinds of attention."""
 
 
 def attention_kinds(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
-    """Reads which layers attend within a window, and both rotary embeddings, in the forms of transformers 4 and 5."""
-    types = theirs.get("layer_types")
-    if types is None:
-        pattern = of_kind("sliding_window_pattern", theirs.get("sliding_window_pattern", 6), int)
-        types = [TYPES[(layer + 1) % pattern == 0] for layer in range(read["layers"])]
-    if not isinstance(types, list) or len(types) != read["layers"] or any(name not in TYPES for name in types):
-        raise UserError(
-            f"config.json gives layer_types = {types!r}, which must be {' or '.join(TYPES)} for each of the "
-            f"{read['layers']} layers: correct it."
-        )
-    ropes = of_kind("rope_parameters", theirs.get("rope_parameters") or {}, dict)
-    if other := ropes.keys() - set(TYPES):
-        raise UserError(
-            f"config.json gives {', '.join(sorted(other))} in rope_parameters, which must have one entry for each type "
-            f"of layer, {' and '.join(TYPES)}: correct it."
-        )
-    local, full = (of_kind("rope_parameters", ropes.get(name) or {}, dict) for name in TYPES)
-    full = full | of_kind("rope_scaling", theirs.get("rope_scaling") or {}, dict)
-    near = read_rope({"rope_theta": theirs.get("rope_local_base_freq", 10000.0), "rope_parameters": local})
-    far = read_rope({"rope_theta": theirs.get("rope_theta", 1000000.0), "rope_parameters": full})
+    """Reads which layers attend within a window, and both rotary embeddings."""
+    period = of_kind("sliding_window_pattern", theirs.get("sliding_window_pattern", 6), int)
+    near, far = read_ropes(theirs, theirs.get("rope_local_base_freq", 10000.0), theirs.get("rope_theta", 1000000.0))
     return {
         "attention_kinds": (AttentionKind(near, read["window"]), AttentionKind(far)),
-        "layer_kinds": tuple(map(TYPES.index, types)),
+        "layer_kinds": read_kinds(theirs, read["layers"], period),
     }
 
 
@@ -71,7 +50,7 @@ GEMMA3 = Family(
     | {"norms": ("input", "output"), "norm_shift": 1.0, "query_key_norm": "head"},
     derived=derived,
     attention_kinds=attention_kinds,
-    kind_fields=lambda kinds: {"layer_types": [TYPES[kind] for kind in kinds]},
+    kind_fields=kind_fields,
     rules=(
         *(rule for rule in RULES if rule.ours != "layers/mlp_norm/scale"),
         *QUERY_KEY_NORMS,

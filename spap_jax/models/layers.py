@@ -3,6 +3,7 @@
 A projection adds x A B if the variable collection "updates" has a low-rank pair {"a", "b"} of its name.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -67,7 +68,24 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         turns = np.float32(rope.original_positions) / (np.float32(2 * np.pi) / frequency)
         kept = np.clip((turns - low) / (high - low), np.float32(0), one)
         return (one - kept) * frequency / factor + kept * frequency
+    if rope.scaling == "yarn":
+        kept = one - _yarn_ramp(rope, head_dim)
+        power = one / frequency
+        return one / (factor * power) * (one - kept) + one / power * kept
     return frequency
+
+
+def _yarn_ramp(rope: Rope, head_dim: int) -> np.ndarray:
+    """Share of the stretch in each channel pair, [h / 2] float32."""
+
+    def channel(turns: float) -> float:
+        """Pair whose wavelength fits the original context so many times."""
+        return head_dim * math.log(rope.original_positions / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(channel(rope.beta_fast)), 0)
+    high = min(math.ceil(channel(rope.beta_slow)), head_dim - 1)
+    span = np.float32(high - low or 0.001)
+    return np.clip((np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / span, np.float32(0), np.float32(1))
 
 
 def rotary_angles(
@@ -84,7 +102,11 @@ def rotary_angles(
     table = jnp.asarray([rotary_frequencies(each.rope, head_dim) if each.rope else none for each in attention_kinds])
     frequency = table[0 if kind is None else kind]
     angles = positions.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    factors = [each.rope.attention_factor if each.rope else 1.0 for each in attention_kinds]
+    if set(factors) == {1.0}:
+        return jnp.cos(angles), jnp.sin(angles)
+    factor = jnp.asarray(factors, jnp.float32)[0 if kind is None else kind]
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -12,9 +12,11 @@ from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
 from spap_jax.models.gemma3 import GEMMA3
+from spap_jax.models.granite import GRANITE
 from spap_jax.models.llama import LLAMA
 from spap_jax.models.mistral import MISTRAL
 from spap_jax.models.olmo2 import OLMO2
+from spap_jax.models.olmo3 import OLMO3
 from spap_jax.models.opt import OPT
 from spap_jax.models.qwen2 import QWEN2
 from spap_jax.models.qwen3 import QWEN3
@@ -22,7 +24,10 @@ from spap_jax.models.qwen3_vl import QWEN3_VL
 from spap_jax.models.smollm3 import SMOLLM3
 from spap_jax.models.towers import PREFIXES, TOWERS, text_part, tower_of
 
-FAMILIES = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_VL, GEMMA3, OLMO2, SMOLLM3, OPT)}
+FAMILIES = {
+    family.name: family
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_VL, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, OPT)
+}
 
 
 def logical_axes(config: DecoderConfig) -> Params:

@@ -1,5 +1,6 @@
 """Reads the rotary embedding of a Hugging Face config, in the formats of transformers 4 and 5."""
 
+import math
 from typing import Any
 
 from spap_jax.errors import UserError
@@ -20,6 +21,14 @@ _NUMBERS = {
         "low_freq_factor": "low_freq_factor",
         "high_freq_factor": "high_freq_factor",
         "original_positions": _ORIGINAL,
+    },
+    "yarn": {
+        "theta": "rope_theta",
+        "factor": "factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "original_positions": _ORIGINAL,
+        "attention_factor": "attention_factor",
     },
 }
 """Kind of scaling -> field of `Rope` -> its name in config.json."""
@@ -49,6 +58,11 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
     given |= {name: value for name, value in scaling.items() if name not in ("rope_type", "type")}
     if _ORIGINAL in names.values() and _ORIGINAL in theirs:
         given[_ORIGINAL] = theirs[_ORIGINAL]
+    if kind == "yarn":
+        given = {"beta_fast": 32.0, "beta_slow": 1.0} | given
+        if given.get("attention_factor") is None:
+            stretch = max(1.0, _positive("factor", given.get("factor", 1.0)))
+            given["attention_factor"] = 0.1 * math.log(stretch) + 1.0
     if missing := sorted(set(names.values()) - given.keys()):
         raise UserError(f"config.json's rope scaling {kind!r} lacks {', '.join(missing)}.")
     numbers = {ours: _positive(name, given[name]) for ours, name in names.items()}
@@ -56,7 +70,7 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
         raise UserError(
             "config.json gives the same low_freq_factor and high_freq_factor, which llama3 cannot have: correct it."
         )
-    whole = {"partial_rotary_factor": 1.0}  # the default: rotates all channels of a head
+    whole = {"partial_rotary_factor": 1.0, "truncate": True}  # the defaults
     unread = {n: v for n, v in given.items() if n not in names.values() and v not in (None, whole.get(n))}
     if unread:
         raise UserError(f"config.json's rope scaling {kind!r} sets {unread}, which this port does not compute.")

@@ -42,6 +42,7 @@ ACCEPTED = {
     "gemma-3-270m": (268_098_176, ("_sliding_window_pattern",)),
     "gemma-3-27b-it": (27_009_346_304, ()),  # sizes alone
     "gemma-3-4b-it": (3_880_263_168, ()),  # sizes alone
+    "granite-3.1-2b-base": (2_533_525_504, ()),  # sizes alone
     "llama-1-13b": (13_015_864_320, ("max_sequence_length",)),
     "llama-1-7b-decapoda": (6_738_415_616, ("max_sequence_length",)),
     "llama-2-13b-chat": (13_015_864_320, ()),
@@ -57,6 +58,7 @@ ACCEPTED = {
     "mistral-nemo-base-2407": (12_247_782_400, ()),
     "mistral-small-3.1-24b-instruct": (23_572_403_200, ()),  # sizes alone
     "olmo-2-7b-instruct": (7_298_617_344, ()),
+    "olmo-3-7b": (7_298_011_136, ()),  # sizes alone
     "opt-125m": (125_239_296, ()),
     "opt-13b": (12_853_473_280, ("output_projection",)),
     "opt-30b": (29_974_540_288, ()),
@@ -69,6 +71,7 @@ ACCEPTED = {
     "qwen2.5-72b": (72_706_203_648, ("use_mrope",)),
     "qwen2.5-7b": (7_615_616_512, ("use_mrope",)),
     "qwen2.5-7b-instruct-1m": (7_615_616_512, ("dual_chunk_attention_config",)),
+    "qwen2.5-7b-instruct-yarn": (7_615_616_512, ()),
     "qwen2.5-coder-1.5b": (1_543_714_304, ("use_mrope",)),
     "qwen2.5-math-1.5b": (1_543_714_304, ("use_mrope",)),
     "qwen3-0.6b": (596_049_920, ()),
@@ -96,7 +99,6 @@ ACCEPTED = {
 REFUSED = {
     "fsfairx-llama3-rm": "the architecture LlamaForSequenceClassification is not supported; the supported ones are ",
     "llama-2-7b-gptq": "this checkpoint is quantised (quantization_config is set), and pruning needs the weights ",
-    "qwen2.5-7b-instruct-yarn": "rope scaling 'yarn' is not implemented; the port computes default, linear, llama3.",
     "yarn-llama-2-7b-64k": "this checkpoint brings code of its own (auto_map is set), which is never run, so what ",
 }
 """File in tests/configs/refused -> start of the error message."""
@@ -157,7 +159,9 @@ def test_every_config_has_a_verdict():
         ("gemma3_text", {"final_logit_softcapping": 30.0}, "sets final_logit_softcapping=30.0, which"),
         ("gemma3_text", {"layer_types": ["chunked_attention"] * 3}, "must be sliding_attention or full_attention"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 1.0}}, "gives rope_theta in rope_parameters, which must"),
-        ("gemma3_text", {"rope_scaling": {"type": "yarn"}}, "rope scaling 'yarn' is not implemented"),
+        ("gemma3_text", {"rope_scaling": {"type": "dynamic"}}, "rope scaling 'dynamic' is not implemented"),
+        ("llama", {"rope_scaling": {"type": "yarn"}}, "'yarn' lacks factor, original_max_position_embeddings."),
+        ("olmo3", {"rope_theta": 10000.0}, "sets rope_theta=10000.0, which"),
         ("smollm3", {"no_rope_layers": [1, 2, 1]}, "must be 0 or 1 for each of the 3 layers"),
         ("opt", {"do_layer_norm_before": None}, "config.json has no do_layer_norm_before"),
     ],
@@ -176,6 +180,7 @@ def test_what_is_said_twice_counts_as_in_transformers():
         {"rope_scaling": linear, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
         {"rope_scaling": linear | {"rope_theta": 500.0}, "rope_theta": 700.0},
         {"rope_scaling": linear | {"rope_type": "default", "factor": None}},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": True}, "original_max_position_embeddings": 96},
         {"rope_scaling": llama3, "original_max_position_embeddings": 16},
         {"rope_parameters": {"rope_type": "default"}, "rope_theta": 700.0, "partial_rotary_factor": 1.0},
     ):
