@@ -56,6 +56,7 @@ _GEMMA3 = _LLAMA | {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "tie_word_embeddings": True,
 }
+_GEMMA2 = _GEMMA3 | {"model_type": "gemma2", "attn_logit_softcapping": 1.5, "final_logit_softcapping": 4.0}
 _OPT = _COMMON | {"model_type": "opt", "ffn_dim": 53, "pad_token_id": 1, "word_embed_proj_dim": 32}
 _LLAMA3_ROPE = {
     # Base and context put the eight wavelengths on both sides of the interpolated band and inside it.
@@ -90,6 +91,9 @@ VARIANTS: dict[str, Json] = {
     "qwen3_tied_biases": _QWEN3 | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
     "mistral": _MISTRAL,
     "mistral_window": _MISTRAL | {"sliding_window": 9, "head_dim": 12},
+    "gemma2": _GEMMA2,
+    "gemma2_uncapped": {name: value for name, value in _GEMMA2.items() if name != "layer_types"}
+    | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "rope_theta": 500.0},
     "gemma3": _GEMMA3,
     "gemma3_untied_v4": {name: value for name, value in _GEMMA3.items() if name != "layer_types"}
     | {"tie_word_embeddings": False, "sliding_window_pattern": 2, "rope_local_base_freq": 500.0, "rope_theta": 7000.0}

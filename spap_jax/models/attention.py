@@ -36,6 +36,7 @@ def causal_attention(
     valid: jax.Array | None = None,
     offset: jax.Array | int = 0,
     window: int | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Computes softmax attention of each query over the valid keys up to its own index.
 
@@ -45,17 +46,18 @@ def causal_attention(
         valid: [B, S], which keys may be attended to; None for all.
         offset: Index of the first query among the keys; only if it is a Python integer are later keys skipped.
         window: Number of keys that a query attends to, counting back from its own index; None for all.
+        cap: Scores s become cap * tanh(s / cap), which no fused kernel here computes; None for scores as they are.
 
     Returns:
         [B, T, n, h].
     """
     fused = None
-    if valid is None and isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[2]:
+    if cap is None and valid is None and isinstance(offset, int) and offset == 0 and q.shape[1] == k.shape[2]:
         fused = _fused(platform(), q.dtype, q.shape[1], q.shape[3], window)
     if fused is not None:
         return on_own_heads(fused, q, k, v)
     valid = jnp.ones((k.shape[0], k.shape[2]), bool) if valid is None else valid
-    return in_blocks(q, k, v, valid, offset, window)
+    return in_blocks(q, k, v, valid, offset, window, cap)
 
 
 def _fused(
@@ -153,13 +155,19 @@ _at_default_precision.defvjp(_forward, _backward)
 
 
 def in_blocks(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int, window: int | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array,
+    offset: jax.Array | int,
+    window: int | None = None,
+    cap: float | None = None,
 ) -> jax.Array:
     """Computes `causal_attention` a block of queries at a time, without a fused kernel."""
     (batch, length, heads, head_dim), groups = q.shape, k.shape[1]
     queries = q.reshape(batch, length, groups, heads // groups, head_dim).transpose(0, 2, 3, 1, 4)
     # Gradients recompute the scores one group at a time: if stored, they would dominate peak memory.
-    attend = jax.checkpoint(functools.partial(_attend, offset=offset, window=window))
+    attend = jax.checkpoint(functools.partial(_attend, offset=offset, window=window, cap=cap))
     if length == 1:
         out = jax.vmap(jax.vmap(attend, in_axes=(0, 0, 0, None)))(queries, k, v, valid)
     else:
@@ -179,7 +187,13 @@ def query_blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array, offset: jax.Array | int, window: int | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array,
+    offset: jax.Array | int,
+    window: int | None,
+    cap: float | None,
 ) -> jax.Array:
     """Attends with the query heads of one key/value head. q: [g, T, h], k and v: [S, h], valid: [S] -> [g, T, h]."""
     (heads, length, head_dim), size = q.shape, k.shape[0]
@@ -193,8 +207,14 @@ def _attend(
         # Queries of all heads on one axis, as in `layers.on_one_axis`.
         some = q[:, first:last].reshape(-1, head_dim)
         scores = jnp.einsum("th,sh->ts", some, k[:seen], preferred_element_type=jnp.float32)
-        scores = jnp.where(jnp.tile(allowed, (heads, 1)), scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        scores = capped(scores * head_dim**-0.5, cap)
+        scores = jnp.where(jnp.tile(allowed, (heads, 1)), scores, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         y = jnp.einsum("ts,sh->th", weights.astype(v.dtype), v[:seen], preferred_element_type=jnp.float32)
         out.append((y / weights.sum(axis=-1, keepdims=True)).astype(q.dtype).reshape(heads, last - first, head_dim))
     return jnp.concatenate(out, axis=1)
+
+
+def capped(x: jax.Array, cap: float | None) -> jax.Array:
+    """Computes cap * tanh(x / cap); x without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)

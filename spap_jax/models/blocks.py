@@ -110,9 +110,10 @@ def attend_within(
     size = k.shape[2]
     windows = [None if each.window is None or each.window >= size else each.window for each in config.attention_kinds]
     if len(set(windows)) == 1:
-        return causal_attention(q, k, v, valid, offset, windows[0])
+        return causal_attention(q, k, v, valid, offset, windows[0], config.score_cap)
     # Kernels need a window that is known when they are compiled, so each has a branch of its own.
-    branches = [functools.partial(causal_attention, offset=offset, window=window) for window in windows]
+    attend = functools.partial(causal_attention, offset=offset, cap=config.score_cap)
+    branches = [functools.partial(attend, window=window) for window in windows]
     return jax.lax.switch(kind, branches, q, k, v, valid)
 
 

@@ -79,6 +79,8 @@ class DecoderConfig:
         embedding_scale: Factor of the embedded tokens.
         residual_scale: Factor of what attention and MLP add to the residual stream.
         logit_scale: Factor of the logits.
+        score_cap: Bound of the attention scores, which a tanh keeps within it; None without.
+        logit_cap: The same of the logits.
         layer_kinds: Index in ``attention_kinds`` of each layer [L]; None if all layers have the only one.
         widths: MLP channels of each layer [L] if they differ; the largest is ``intermediate``. Stacked parameters are
             padded to it with zero channels; a checkpoint stores each layer at its own width. None if all are alike.
@@ -114,6 +116,8 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    score_cap: float | None = None
+    logit_cap: float | None = None
     layer_kinds: tuple[int, ...] | None = None
     widths: tuple[int, ...] | None = None
     prefix: str = "model."

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spap_jax.errors import UserError
+from spap_jax.models.attention import capped
 from spap_jax.models.blocks import Block, Params, attend_within, attention_kind, block, init_blocks, over_blocks
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.layers import Norm, affine, on_one_axis
@@ -59,7 +60,7 @@ class Head(nn.Module):
         weight = self.param("weight", init, (c.vocabulary, c.embedding)) if embedding is None else embedding
         tokens, weight = on_one_axis(x), weight.astype(x.dtype)
         logits = jnp.einsum("te,ve->tv", tokens, weight, preferred_element_type=jnp.float32)
-        logits = logits if c.logit_scale == 1 else logits * c.logit_scale
+        logits = capped(logits if c.logit_scale == 1 else logits * c.logit_scale, c.logit_cap)
         return logits.reshape(*x.shape[:-1], -1)
 
 

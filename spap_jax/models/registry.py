@@ -11,6 +11,7 @@ from spap_jax.models import decoder
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
+from spap_jax.models.gemma2 import GEMMA2
 from spap_jax.models.gemma3 import GEMMA3
 from spap_jax.models.granite import GRANITE
 from spap_jax.models.llama import LLAMA
@@ -26,7 +27,7 @@ from spap_jax.models.towers import PREFIXES, TOWERS, text_part, tower_of
 
 FAMILIES = {
     family.name: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_VL, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, OPT)
+    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_VL, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, OPT)
 }
 
 

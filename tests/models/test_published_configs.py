@@ -37,6 +37,8 @@ ACCEPTED = {
     "deepseek-r1-distill-qwen-7b": (7_615_616_512, ("use_mrope",)),
     "galactica-125m": (125_030_400, ("learned_embeddings", "scale_embeddings")),
     "galactica-30b": (29_968_103_424, ("learned_embeddings", "scale_embeddings")),
+    "gemma-2-27b": (27_227_128_320, ()),  # sizes alone
+    "gemma-2-2b": (2_614_341_888, ("cache_implementation", "hidden_act")),  # sizes alone
     "gemma-3-12b-it": (11_766_034_176, ()),  # sizes alone
     "gemma-3-1b-it": (999_885_952, ("cache_implementation",)),
     "gemma-3-270m": (268_098_176, ("_sliding_window_pattern",)),
