@@ -32,8 +32,8 @@ Several = Parameter(consume_multiple=True, negative=())
 OWN = ("start", "openings", "own")
 """Texts of the model itself: from its start token alone, from the beginnings alone, and from both, the default."""
 
-LENGTH, SEQUENCES, WINDOWS = 512, 64, 8
-"""Tokens of a sequence and of a window, calibration sequences, and windows of each text that judges."""
+LENGTH, WINDOWS = 512, 8
+"""Tokens of a sequence and of a window, and windows of each text that judges."""
 
 ORDER = tuple(f"{method} on {text}" for text in ("own", "english", "start", "openings", "python")
               for method in ("spap, low effort", "fasp")) + tuple(
@@ -57,6 +57,7 @@ def main(
     text: Path,
     run: Annotated[tuple[str, ...], Several] = ORDER,
     sparsity: float = 0.3,
+    sequences: int = 64,
     work: Path = Path("build/texts"),
     output: Path = Path("out/texts"),
 ) -> None:
@@ -68,6 +69,7 @@ def main(
         run: Methods of ``benchmarks.quality`` with their texts, "METHOD on TEXT", where a text is english, python,
             start, openings or own, or several of them, "own+english", in equal parts.
         sparsity: Fraction of the MLP channels to remove.
+        sequences: Sequences to calibrate on.
         work: Folder for texts and pruned models.
         output: Folder for the table; rows that it has are not measured again.
     """
@@ -78,19 +80,20 @@ def main(
         ).tokens
         for name, file in judges_in(text, work).items()
     }
-    for name in run:
+    for asked in run:
+        name = f"{asked}, {sequences} sequences"
         if (model.name, name) in {(row.model, row.run) for row in rows}:
             continue
-        method, _, calibration = name.partition(" on ")
+        method, _, calibration = asked.partition(" on ")
         files = []
         for kind in calibration.split("+"):
-            files.append(work / f"{model.name}-{kind}.jsonl" if kind in OWN else work / f"{kind}.txt")
+            files.append(work / f"{model.name}-{kind}-{sequences}.jsonl" if kind in OWN else work / f"{kind}.txt")
             if kind in OWN and not files[-1].exists():
-                write(dense, kind, files[-1])
+                write(dense, kind, sequences, files[-1])
         source = ",".join(f"{file}:{1 / len(files)}" for file in files) if len(files) > 1 else str(files[0])
         result = work / f"{model.name} {name}".replace(" ", "-").replace(",", "")
-        asked = METHODS[method] | {"sequences": SEQUENCES, "sequence_length": LENGTH, "sparsity": sparsity}
-        words = [word for key, value in asked.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+        options = METHODS[method] | {"sequences": sequences, "sequence_length": LENGTH, "sparsity": sparsity}
+        words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
         perform(str(model), [*words, "--data", source], result)
         pruned = spap.load(result)
         found = {judge: compare(dense, pruned, tokens).divergence for judge, tokens in judges.items()}
@@ -119,9 +122,9 @@ def judges_in(text: Path, work: Path) -> dict[str, Path]:
     }
 
 
-def write(model: spap.Model, kind: str, file: Path) -> None:
+def write(model: spap.Model, kind: str, sequences: int, file: Path) -> None:
     """Lets the model write enough text to calibrate on."""
-    settings: WriteSettings = writing.settings_for(model, SEQUENCES, LENGTH)
+    settings: WriteSettings = writing.settings_for(model, sequences, LENGTH)
     asked = writing.prepare(model, settings, None, None)
     begun = [given for given in asked.beginnings if kind == "own" or (len(given) == 1) == (kind == "start")]
     with use_mesh(None, None, bytes_of(model.params)):

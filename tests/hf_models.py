@@ -32,6 +32,21 @@ _LLAMA = _COMMON | {"model_type": "llama", "intermediate_size": 53, "tie_word_em
 _QWEN2 = _LLAMA | {"model_type": "qwen2", "num_key_value_heads": 4}
 _QWEN3 = _QWEN2 | {"model_type": "qwen3", "head_dim": 12, "num_key_value_heads": 2}
 _MISTRAL = _LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None}
+_MINISTRAL3 = _LLAMA | {
+    "model_type": "ministral3",
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "type": "yarn",
+        "rope_theta": 500.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 14,
+        "mscale": 0.8,
+        "mscale_all_dim": 0.4,
+        "llama_4_scaling_beta": 0.7,
+    },
+}
 _OLMO2 = _LLAMA | {"model_type": "olmo2"}
 _OLMO3 = _OLMO2 | {
     "model_type": "olmo3",
@@ -91,6 +106,7 @@ VARIANTS: dict[str, Json] = {
     "qwen3_tied_biases": _QWEN3 | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
     "mistral": _MISTRAL,
     "mistral_window": _MISTRAL | {"sliding_window": 9, "head_dim": 12},
+    "ministral3": _MINISTRAL3,
     "gemma2": _GEMMA2,
     "gemma2_uncapped": {name: value for name, value in _GEMMA2.items() if name != "layer_types"}
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "rope_theta": 500.0},
@@ -188,6 +204,7 @@ TOWERS: dict[str, Json] = {
     },
 }
 """Models with a decoder inside: name -> content of config.json."""
+TOWERS["ministral3_tower"] = TOWERS["mistral3"] | {"text_config": _MINISTRAL3}
 
 
 @functools.cache

@@ -20,6 +20,7 @@ class Rope:
         beta_fast: "yarn": wavelengths that fit the original context this many times are left alone.
         beta_slow: "yarn": those that fit it at most this many times are stretched in full.
         attention_factor: Factor of the cosines and sines.
+        query_growth: Queries at position p are multiplied by 1 + query_growth * log(1 + p // original_positions).
     """
 
     theta: float = 10000.0
@@ -31,6 +32,7 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
+    query_growth: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,19 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
 
 
+def _grown(
+    attention_kinds: tuple[AttentionKind, ...], q: jax.Array, positions: jax.Array, kind: jax.Array | None
+) -> jax.Array:
+    """Multiplies queries far from the start of a text; see ``Rope.query_growth``. q: [B, T, n, h]."""
+    ropes = [each.rope or Rope() for each in attention_kinds]
+    if not any(rope.query_growth for rope in ropes):
+        return q
+    table = jnp.asarray([(rope.query_growth, rope.original_positions) for rope in ropes], jnp.float32)
+    growth, span = table[0 if kind is None else kind]
+    factor = 1 + growth * jnp.log1p(jnp.floor(positions.astype(jnp.float32) / span))
+    return q * factor[..., None, None].astype(q.dtype)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads."""
 
@@ -157,7 +170,7 @@ class Attention(nn.Module):
         q, k, v = (a.reshape(*x.shape[:2], *a.shape[1:]) for a in (q, k, v))
         if any(each.rope for each in c.attention_kinds):
             angles = rotary_angles(c.attention_kinds, c.head_dim, positions, kind)
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = _grown(c.attention_kinds, rotate(q, angles), positions, kind), rotate(k, angles)
         if c.query_scale != 1:
             q = q * c.query_scale
         return q, k.swapaxes(1, 2), v.swapaxes(1, 2)

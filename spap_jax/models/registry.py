@@ -15,6 +15,7 @@ from spap_jax.models.gemma2 import GEMMA2
 from spap_jax.models.gemma3 import GEMMA3
 from spap_jax.models.granite import GRANITE
 from spap_jax.models.llama import LLAMA
+from spap_jax.models.ministral3 import MINISTRAL3
 from spap_jax.models.mistral import MISTRAL
 from spap_jax.models.olmo2 import OLMO2
 from spap_jax.models.olmo3 import OLMO3
@@ -25,10 +26,9 @@ from spap_jax.models.qwen3_vl import QWEN3_VL
 from spap_jax.models.smollm3 import SMOLLM3
 from spap_jax.models.towers import PREFIXES, TOWERS, text_part, tower_of
 
-FAMILIES = {
-    family.name: family
-    for family in (LLAMA, MISTRAL, QWEN2, QWEN3, QWEN3_VL, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, OPT)
-}
+_ALL = (LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_VL, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, OPT)
+
+FAMILIES = {family.name: family for family in _ALL}
 
 
 def logical_axes(config: DecoderConfig) -> Params:

@@ -60,9 +60,11 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
         given[_ORIGINAL] = theirs[_ORIGINAL]
     if kind == "yarn":
         given = {"beta_fast": 32.0, "beta_slow": 1.0} | given
+        more, less = (of_kind(name, given.pop(name, None) or 0.0, float) for name in ("mscale", "mscale_all_dim"))
         if given.get("attention_factor") is None:
-            stretch = max(1.0, _positive("factor", given.get("factor", 1.0)))
-            given["attention_factor"] = 0.1 * math.log(stretch) + 1.0
+            stretch = 0.1 * math.log(max(1.0, _positive("factor", given.get("factor", 1.0))))
+            both = more and less  # with one of them alone, transformers reads neither
+            given["attention_factor"] = (more * stretch + 1) / (less * stretch + 1) if both else stretch + 1
     if missing := sorted(set(names.values()) - given.keys()):
         raise UserError(f"config.json's rope scaling {kind!r} lacks {', '.join(missing)}.")
     numbers = {ours: _positive(name, given[name]) for ours, name in names.items()}

@@ -40,7 +40,7 @@ TOWERS = {
     tower.name: tower
     for tower in (
         Tower("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",)),
-        Tower("mistral3", "Mistral3ForConditionalGeneration", ("mistral",)),
+        Tower("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3")),
         Tower("qwen3_vl", "Qwen3VLForConditionalGeneration", ("qwen3_vl_text",)),
     )
 }

@@ -30,7 +30,7 @@ def image(variant: str) -> dict[str, torch.Tensor]:
         pixels = torch.randn((16, 3 * 2 * 4 * 4), generator=generator)
         return {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 4]])}
     pixels = {"pixel_values": torch.randn((1, 3, 28, 28), generator=generator)}
-    return pixels | ({"image_sizes": torch.tensor([[28, 28]])} if variant == "mistral3" else {})
+    return pixels | ({"image_sizes": torch.tensor([[28, 28]])} if "stral3" in variant else {})
 
 
 def stock(folder: Path) -> Any:

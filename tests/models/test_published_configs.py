@@ -56,6 +56,7 @@ ACCEPTED = {
     "llama-3.1-8b": (8_030_261_248, ()),
     "llama-3.2-1b": (1_235_814_400, ()),
     "llama-3.2-3b": (3_212_749_824, ()),
+    "ministral-3-8b-base-2512": (8_489_553_920, ()),  # sizes alone
     "mistral-7b-instruct-v0.1": (7_241_732_096, ()),
     "mistral-nemo-base-2407": (12_247_782_400, ()),
     "mistral-small-3.1-24b-instruct": (23_572_403_200, ()),  # sizes alone
@@ -163,6 +164,7 @@ def test_every_config_has_a_verdict():
         ("gemma3_text", {"rope_parameters": {"rope_theta": 1.0}}, "gives rope_theta in rope_parameters, which must"),
         ("gemma3_text", {"rope_scaling": {"type": "dynamic"}}, "rope scaling 'dynamic' is not implemented"),
         ("llama", {"rope_scaling": {"type": "yarn"}}, "'yarn' lacks factor, original_max_position_embeddings."),
+        ("ministral3", {"rope_parameters": None}, "gives rope_parameters = None, which must be an object"),
         ("olmo3", {"rope_theta": 10000.0}, "sets rope_theta=10000.0, which"),
         ("smollm3", {"no_rope_layers": [1, 2, 1]}, "must be 0 or 1 for each of the 3 layers"),
         ("opt", {"do_layer_norm_before": None}, "config.json has no do_layer_norm_before"),
