@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import transformers
 
+from spap_jax.checkpoint.inventory import split
 from spap_jax.models.config import DecoderConfig
 from spap_jax.models.decoder import Params
 from spap_jax.models.registry import decoder_of
@@ -61,6 +62,7 @@ _GRANITE = _LLAMA | {
     "attention_multiplier": 0.5,
     "logits_scaling": 0.7,
 }
+_PHI3 = _LLAMA | {"model_type": "phi3", "num_key_value_heads": 2}
 _SMOLLM3 = _LLAMA | {"model_type": "smollm3", "num_key_value_heads": 2}
 _GEMMA3 = _LLAMA | {
     "model_type": "gemma3_text",
@@ -121,6 +123,8 @@ VARIANTS: dict[str, Json] = {
     | {"num_hidden_layers": 4, "rope_theta": 500000.0, "rope_scaling": _YARN | {"attention_factor": 1.3}},
     "granite": _GRANITE,
     "granite_tied": _GRANITE | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "phi3": _PHI3,
+    "phi3_window": _PHI3 | {"sliding_window": 9, "tie_word_embeddings": True, "rope_theta": 500.0},
     "smollm3": _SMOLLM3 | {"no_rope_layers": [1, 0, 1]},
     "smollm3_untied_biases": _SMOLLM3
     | {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "no_rope_layer_interval": 2},
@@ -227,7 +231,7 @@ def hf_model(name: str) -> transformers.PreTrainedModel:
 def port(model: transformers.PreTrainedModel) -> tuple[DecoderConfig, Params]:
     """Convert a transformers model to this project's config and parameters."""
     family, config = decoder_of(model.config.to_dict())
-    tensors = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
+    tensors = split(config, {name: tensor.float().numpy() for name, tensor in model.state_dict().items()})
     params: Params = {"embed": {}, "layers": {}, "head": {}}
     for rule in family.rules_for(config):
         if rule.stacked:

@@ -1,6 +1,6 @@
 """The tensors that a checkpoint of a config must have, and the check of those that it has."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,38 @@ def expected_tensors(config: DecoderConfig, head_stored: bool = False) -> dict[s
         for rule in rules
         if rule.stacked
     }
+
+
+def fused_tensors(config: DecoderConfig) -> dict[str, dict[str, int]]:
+    """Tensors that a checkpoint stores as one: its name -> the number of rows of each by name, from the first on."""
+    family = FAMILIES[config.family]
+    if not family.fused:
+        return {}
+    rows = {name: each.shape[0] for name, each in expected_tensors(config).items()}
+    return {
+        whole.format(i=layer): {part.format(i=layer): rows[part.format(i=layer)] for part in parts}
+        for layer in range(config.layers)
+        for whole, parts in family.fused.items()
+    }
+
+
+def joined(config: DecoderConfig, tensors: Mapping[str, Any], join: Callable[[list[Any]], Any]) -> dict[str, Any]:
+    """Replaces tensors that a checkpoint stores as one by what ``join`` makes of them."""
+    found = dict(tensors)
+    for whole, parts in fused_tensors(config).items():
+        if found.keys() >= parts.keys():
+            found[whole] = join([found.pop(part) for part in parts])
+    return found
+
+
+def split(config: DecoderConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inverts `joined` for arrays, as views of them."""
+    found = dict(tensors)
+    for whole, parts in fused_tensors(config).items():
+        if whole in found:
+            cuts = np.cumsum(list(parts.values()))[:-1]
+            found |= zip(parts, np.split(found.pop(whole), cuts), strict=True)
+    return found
 
 
 def stored_names(files: TensorFiles, family: Family, config: DecoderConfig) -> dict[str, str]:

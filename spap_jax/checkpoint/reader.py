@@ -119,6 +119,7 @@ class Reader:
         self._files = TensorFiles(folder, self._elsewhere)
         if self.config.in_tower:
             self.config = named_as(self.config, self._files.tensors, name)
+        self._files.split(inventory.fused_tensors(self.config))
         self._rules = self.family.rules_for(self.config)
         self._stored = inventory.stored_names(self._files, self.family, self.config)
         head_stored = self.config.tied and self.config.head_name in self._stored

@@ -46,7 +46,8 @@ class Shards:
     def tensors(self) -> dict[str, Tensor]:
         """Shape and dtype of every tensor of the checkpoint."""
         expected = inventory.expected_tensors(self.config, self.head_stored)
-        return {name: Tensor(each.shape, self._dtype_of(each.rule.ours).name) for name, each in expected.items()}
+        found = {name: Tensor(each.shape, self._dtype_of(each.rule.ours).name) for name, each in expected.items()}
+        return inventory.joined(self.config, found, _joined)
 
     def total_bytes(self) -> int:
         """Number of bytes of all tensors."""
@@ -78,11 +79,12 @@ class Shards:
             if array.shape != rule.shapes(self.config.axes)[1] or np.count_nonzero(cut) < np.count_nonzero(array):
                 raise ValueError(f"{name} of an array {list(array.shape)} does not fit the config")
             tensors[name] = rule.write(_finite(name, cut), own)
-        return weight_files.encode(tensors, report)
+        return weight_files.encode(inventory.joined(self.config, tensors, np.concatenate), report)
 
     def decode_block(self, index: int, tensors: Mapping[str, np.ndarray]) -> Params:
         """The parameters of a block, padded to the widest one, from the tensors of its file."""
         own, room = self.config.of_layer(index).axes, self.config.axes
+        tensors = inventory.split(self.config, tensors)
         arrays = {
             rule.ours: inventory.filled_up(rule.read(tensors[rule.theirs.format(i=index)], own), rule.shapes(room)[1])
             for rule in self.rules(stacked=True)
@@ -117,6 +119,11 @@ class Shards:
 
     def _dtype_of(self, ours: str) -> np.dtype:
         return DTYPES[self.dtype or self.dtypes.get(ours, self.dtypes["layers/mlp/down"])]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Header of the tensor that holds others, one below another."""
+    return Tensor((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].dtype)
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:

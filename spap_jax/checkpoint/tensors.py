@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
@@ -49,10 +49,25 @@ class Tensor:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-class _WeightFile(Protocol):
+class _Readable(Protocol):
+    def read(self, name: str, cuts: Cuts) -> np.ndarray: ...
+
+
+class _WeightFile(_Readable, Protocol):
     tensors: dict[str, Tensor]
 
-    def read(self, name: str, cuts: Cuts) -> np.ndarray: ...
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a tensor, from ``start`` on."""
+
+    file: _Readable
+    whole: str
+    start: int
+
+    def read(self, name: str, cuts: Cuts) -> np.ndarray:
+        rows = slice((cuts[0].start or 0) + self.start, cuts[0].stop + self.start)
+        return self.file.read(self.whole, (rows, *cuts[1:]))
 
 
 class TensorFiles:
@@ -71,11 +86,27 @@ class TensorFiles:
             UserError: There are no weights, a file is missing or damaged, or torch is needed and not installed.
         """
         paths = weight_files(folder, elsewhere)
-        self._files: dict[str, _WeightFile] = {}
+        self._files: dict[str, _Readable] = {}
         self.tensors: dict[str, Tensor] = {}
         for file in elsewhere.open(paths) if elsewhere else map(_open, paths):
             self._files |= dict.fromkeys(file.tensors, file)
             self.tensors |= file.tensors
+
+    def split(self, wholes: Mapping[str, Mapping[str, int]]) -> None:
+        """Shows the parts of tensors instead of the tensors, of which they are rows; see ``inventory.fused_tensors``.
+
+        A tensor with another number of rows than its parts stays.
+        """
+        for whole, parts in wholes.items():
+            tensor, start = self.tensors.get(whole), 0
+            if tensor is None or tensor.shape[:1] != (sum(parts.values()),):
+                continue
+            del self.tensors[whole]
+            file = self._files.pop(whole)
+            for part, rows in parts.items():
+                self.tensors[part] = Tensor((rows, *tensor.shape[1:]), tensor.dtype)
+                self._files[part] = _Part(file, whole, start)
+                start += rows
 
     def read(self, name: str, cuts: Cuts) -> np.ndarray:
         """Reads a part of a tensor's data, given a slice for each axis.

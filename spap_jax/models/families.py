@@ -53,6 +53,7 @@ class Family:
         accepted: Hugging Face fields specific to this family, each with a test for the values that the port supports.
         inert: Fields specific to this family that never change what a forward pass computes.
         recomputed: Pattern of buffers that old checkpoints store and that are recomputed from the config.
+        fused: Name of a tensor that holds others, one below another -> their names, which are those of rules.
         heads_divide_width: Whether transformers requires a multiple of the number of heads as width despite head_dim.
     """
 
@@ -69,6 +70,7 @@ class Family:
     accepted: Mapping[str, Callable[[Any], bool]] = dataclasses.field(default_factory=dict)
     inert: frozenset[str] = frozenset()
     recomputed: str = r"\.rotary_emb\.inv_freq$"
+    fused: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     heads_divide_width: bool = False
 
     @functools.cached_property

@@ -20,13 +20,14 @@ from spap_jax.models.mistral import MISTRAL
 from spap_jax.models.olmo2 import OLMO2
 from spap_jax.models.olmo3 import OLMO3
 from spap_jax.models.opt import OPT
+from spap_jax.models.phi3 import PHI3
 from spap_jax.models.qwen2 import QWEN2
 from spap_jax.models.qwen3 import QWEN3
 from spap_jax.models.qwen3_vl import QWEN3_VL
 from spap_jax.models.smollm3 import SMOLLM3
 from spap_jax.models.towers import PREFIXES, TOWERS, text_part, tower_of
 
-_ALL = (LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_VL, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, OPT)
+_ALL = (LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_VL, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, PHI3, OPT)
 
 FAMILIES = {family.name: family for family in _ALL}
 
