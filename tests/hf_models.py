@@ -62,6 +62,7 @@ _GRANITE = _LLAMA | {
     "attention_multiplier": 0.5,
     "logits_scaling": 0.7,
 }
+_GLM4 = _LLAMA | {"model_type": "glm4", "num_key_value_heads": 2, "head_dim": 12, "rms_norm_eps": 1e-5}
 _PHI3 = _LLAMA | {"model_type": "phi3", "num_key_value_heads": 2}
 _SMOLLM3 = _LLAMA | {"model_type": "smollm3", "num_key_value_heads": 2}
 _GEMMA3 = _LLAMA | {
@@ -123,6 +124,10 @@ VARIANTS: dict[str, Json] = {
     | {"num_hidden_layers": 4, "rope_theta": 500000.0, "rope_scaling": _YARN | {"attention_factor": 1.3}},
     "granite": _GRANITE,
     "granite_tied": _GRANITE | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    "glm4": _GLM4,
+    "glm4_tied_v5": _GLM4
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.68}}
+    | {"attention_bias": False, "tie_word_embeddings": True},
     "phi3": _PHI3,
     "phi3_window": _PHI3 | {"sliding_window": 9, "tie_word_embeddings": True, "rope_theta": 500.0},
     "smollm3": _SMOLLM3 | {"no_rope_layers": [1, 0, 1]},

@@ -20,6 +20,8 @@ class Rope:
         beta_fast: "yarn": wavelengths that fit the original context this many times are left alone.
         beta_slow: "yarn": those that fit it at most this many times are stretched in full.
         attention_factor: Factor of the cosines and sines.
+        share: Fraction of the channels of a head that are rotated, the first ones.
+        interleaved: Whether the two channels of a pair are neighbours, and not half of the rotated channels apart.
         query_growth: Queries at position p are multiplied by 1 + query_growth * log(1 + p // original_positions).
     """
 
@@ -32,6 +34,8 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
+    share: float = 1.0
+    interleaved: bool = False
     query_growth: float = 0.0
 
 

@@ -52,13 +52,14 @@ def _initial_scale(config: DecoderConfig) -> Any:
 
 
 def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Radians per position for each channel pair of a head, [h / 2] float32 (Su et al. 2021; scaling as in Llama 3.1).
+    """Radians per position for each rotated pair of channels, [h / 2] float32 (Su et al. 2021; scaling as in Llama 3.1).
 
     Computed on the host in the same order of operations as transformers: at position 1000 a difference in the last bit
     of a frequency is a difference of 1e-4 radians. The power is computed in float64 and rounded, since float32 powers
     differ between processors.
     """
-    one, exponents = np.float32(1), np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    rotated = int(head_dim * rope.share)
+    one, exponents = np.float32(1), np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
     frequency = one / (np.float64(rope.theta) ** exponents).astype(np.float32)
     factor = np.float32(rope.factor)
     if rope.scaling == "linear":
@@ -91,16 +92,17 @@ def _yarn_ramp(rope: Rope, head_dim: int) -> np.ndarray:
 def rotary_angles(
     attention_kinds: tuple[AttentionKind, ...], head_dim: int, positions: jax.Array, kind: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Computes the cosines and sines of the rotary embedding, [B, T, 1, h / 2] float32 each.
+    """Computes the cosines and sines of the rotary embedding, [B, T, 1, h / 2] float32 each, less where a part rotates.
 
     Args:
         attention_kinds: One without rotary embedding has angles of 0.
         positions: [B, T].
         kind: Index of one of several ``attention_kinds``, [].
     """
-    none = np.zeros(head_dim // 2, np.float32)
-    table = jnp.asarray([rotary_frequencies(each.rope, head_dim) if each.rope else none for each in attention_kinds])
-    frequency = table[0 if kind is None else kind]
+    table = [rotary_frequencies(each.rope, head_dim) if each.rope else np.zeros(1) for each in attention_kinds]
+    none = np.zeros(max(map(len, table)), np.float32)
+    table = [row if each.rope else none for row, each in zip(table, attention_kinds, strict=True)]
+    frequency = jnp.asarray(table)[0 if kind is None else kind]
     angles = positions.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
     factors = [each.rope.attention_factor if each.rope else 1.0 for each in attention_kinds]
     if set(factors) == {1.0}:
@@ -109,11 +111,21 @@ def rotary_angles(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates pairs (i, i + h / 2) of every head. x: [B, T, n, h]."""
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array], interleaved: bool = False) -> jax.Array:
+    """Rotates pairs (i, i + h / 2) of every head, or (2 i, 2 i + 1). x: [B, T, n, h].
+
+    With fewer angles than pairs, the last channels stay as they are.
+    """
     cos, sin = angles
-    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
+    turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    y = turned.astype(jnp.float32)
+    if interleaved:
+        low, high = y[..., ::2], y[..., 1::2]
+        y = jnp.stack([low * cos - high * sin, high * cos + low * sin], axis=-1).reshape(y.shape)
+    else:
+        low, high = jnp.split(y, 2, axis=-1)
+        y = jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return jnp.concatenate([y.astype(x.dtype), rest], axis=-1)
 
 
 def _grown(
@@ -170,7 +182,9 @@ class Attention(nn.Module):
         q, k, v = (a.reshape(*x.shape[:2], *a.shape[1:]) for a in (q, k, v))
         if any(each.rope for each in c.attention_kinds):
             angles = rotary_angles(c.attention_kinds, c.head_dim, positions, kind)
-            q, k = _grown(c.attention_kinds, rotate(q, angles), positions, kind), rotate(k, angles)
+            pairs = any(each.rope.interleaved for each in c.attention_kinds if each.rope)
+            q, k = rotate(q, angles, pairs), rotate(k, angles, pairs)
+            q = _grown(c.attention_kinds, q, positions, kind)
         if c.query_scale != 1:
             q = q * c.query_scale
         return q, k.swapaxes(1, 2), v.swapaxes(1, 2)

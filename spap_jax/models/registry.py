@@ -13,6 +13,7 @@ from spap_jax.models.decoder import Params
 from spap_jax.models.families import Family
 from spap_jax.models.gemma2 import GEMMA2
 from spap_jax.models.gemma3 import GEMMA3
+from spap_jax.models.glm4 import GLM4
 from spap_jax.models.granite import GRANITE
 from spap_jax.models.llama import LLAMA
 from spap_jax.models.ministral3 import MINISTRAL3
@@ -27,7 +28,23 @@ from spap_jax.models.qwen3_vl import QWEN3_VL
 from spap_jax.models.smollm3 import SMOLLM3
 from spap_jax.models.towers import PREFIXES, TOWERS, text_part, tower_of
 
-_ALL = (LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_VL, GEMMA2, GEMMA3, OLMO2, OLMO3, SMOLLM3, GRANITE, PHI3, OPT)
+_ALL = (
+    LLAMA,
+    MISTRAL,
+    MINISTRAL3,
+    QWEN2,
+    QWEN3,
+    QWEN3_VL,
+    GEMMA2,
+    GEMMA3,
+    OLMO2,
+    OLMO3,
+    SMOLLM3,
+    GRANITE,
+    PHI3,
+    GLM4,
+    OPT,
+)
 
 FAMILIES = {family.name: family for family in _ALL}
 

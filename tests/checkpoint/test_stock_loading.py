@@ -29,8 +29,18 @@ VARIANTS = (
     "llama_tied",
     "mistral_window",
 )
-RECENT = ("qwen3", "gemma2", "gemma3", "olmo2", "olmo3", "smollm3", "granite", "phi3", "llama_yarn_v4")
-FEWER_HEADS = ("llama_two_kv_heads", "mistral_window", "qwen3", "gemma2", "gemma3", "smollm3", "granite", "phi3")
+RECENT = ("qwen3", "gemma2", "gemma3", "olmo2", "olmo3", "smollm3", "granite", "phi3", "glm4", "llama_yarn_v4")
+FEWER_HEADS = (
+    "llama_two_kv_heads",
+    "mistral_window",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "smollm3",
+    "granite",
+    "phi3",
+    "glm4",
+)
 PRUNED = {"llama_tied": {"method": "flap"}}  # adds biases
 
 

@@ -17,7 +17,7 @@ from spap_jax.models.model import UNKNOWN, Source
 
 TOKENS = jax.random.randint(jax.random.key(0), (2, 9), 0, 97)
 VARIANTS = ("llama_tied", "qwen2", "qwen3", "qwen3_vl", "mistral_window", "ministral3", "gemma2", "gemma3",
-            "olmo2", "olmo3", "smollm3", "granite", "phi3", "opt_350m_like")  # fmt: skip
+            "olmo2", "olmo3", "smollm3", "granite", "phi3", "glm4", "opt_350m_like")  # fmt: skip
 
 
 def model_of(variant: str, dtype: str = "float32") -> spap.Model:

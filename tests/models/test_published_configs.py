@@ -44,6 +44,7 @@ ACCEPTED = {
     "gemma-3-270m": (268_098_176, ("_sliding_window_pattern",)),
     "gemma-3-27b-it": (27_009_346_304, ()),  # sizes alone
     "gemma-3-4b-it": (3_880_263_168, ()),  # sizes alone
+    "glm-4-9b-0414": (9_400_094_720, ()),  # sizes alone
     "granite-3.1-2b-base": (2_533_525_504, ()),  # sizes alone
     "llama-1-13b": (13_015_864_320, ("max_sequence_length",)),
     "llama-1-7b-decapoda": (6_738_415_616, ("max_sequence_length",)),
@@ -165,6 +166,7 @@ def test_every_config_has_a_verdict():
         ("gemma3_text", {"rope_parameters": {"rope_theta": 1.0}}, "gives rope_theta in rope_parameters, which must"),
         ("gemma3_text", {"rope_scaling": {"type": "dynamic"}}, "rope scaling 'dynamic' is not implemented"),
         ("llama", {"rope_scaling": {"type": "yarn"}}, "'yarn' lacks factor, original_max_position_embeddings."),
+        ("glm4", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25 of heads of width 12"),
         ("ministral3", {"rope_parameters": None}, "gives rope_parameters = None, which must be an object"),
         ("olmo3", {"rope_theta": 10000.0}, "sets rope_theta=10000.0, which"),
         ("smollm3", {"no_rope_layers": [1, 2, 1]}, "must be 0 or 1 for each of the 3 layers"),
