@@ -52,7 +52,7 @@ def _initial_scale(config: DecoderConfig) -> Any:
 
 
 def rotary_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Radians per position for each rotated pair of channels, [h / 2] float32 (Su et al. 2021; scaling as in Llama 3.1).
+    """Radians per position for each rotated channel pair, [h / 2] float32 (Su et al. 2021; scaling as in Llama 3.1).
 
     Computed on the host in the same order of operations as transformers: at position 1000 a difference in the last bit
     of a frequency is a difference of 1e-4 radians. The power is computed in float64 and rounded, since float32 powers

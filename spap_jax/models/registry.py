@@ -28,25 +28,9 @@ from spap_jax.models.qwen3_vl import QWEN3_VL
 from spap_jax.models.smollm3 import SMOLLM3
 from spap_jax.models.towers import PREFIXES, TOWERS, text_part, tower_of
 
-_ALL = (
-    LLAMA,
-    MISTRAL,
-    MINISTRAL3,
-    QWEN2,
-    QWEN3,
-    QWEN3_VL,
-    GEMMA2,
-    GEMMA3,
-    OLMO2,
-    OLMO3,
-    SMOLLM3,
-    GRANITE,
-    PHI3,
-    GLM4,
-    OPT,
-)
+_LIKE_LLAMA = (LLAMA, MISTRAL, MINISTRAL3, QWEN2, QWEN3, QWEN3_VL, SMOLLM3, GRANITE, PHI3)
 
-FAMILIES = {family.name: family for family in _ALL}
+FAMILIES = {family.name: family for family in (*_LIKE_LLAMA, GEMMA2, GEMMA3, OLMO2, OLMO3, GLM4, OPT)}
 
 
 def logical_axes(config: DecoderConfig) -> Params:

@@ -30,17 +30,7 @@ VARIANTS = (
     "mistral_window",
 )
 RECENT = ("qwen3", "gemma2", "gemma3", "olmo2", "olmo3", "smollm3", "granite", "phi3", "glm4", "llama_yarn_v4")
-FEWER_HEADS = (
-    "llama_two_kv_heads",
-    "mistral_window",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "smollm3",
-    "granite",
-    "phi3",
-    "glm4",
-)
+FEWER_HEADS = ("llama_two_kv_heads", "mistral_window", "qwen3", "gemma2", "gemma3", "smollm3", "granite", "glm4")
 PRUNED = {"llama_tied": {"method": "flap"}}  # adds biases
 
 
