@@ -105,8 +105,8 @@ app = _Commands(
     name="spap",
     version=f"spap-jax {__version__}",
     help="Make a language model smaller and faster in one run: remove MLP channels of LLaMA, Qwen, "
-    "Mistral, Gemma 2 and 3, OLMo 2 and 3, Granite 3, Phi-4, GLM-4, SmolLM3 and OPT checkpoints, recover the weights of the "
-    "rest, and write a checkpoint that stock tools load.",
+    "Mistral, Gemma 2 and 3, OLMo 2 and 3, Granite 3, Phi-4, GLM-4, SmolLM3 and OPT checkpoints, recover the weights "
+    "of the rest, and write a checkpoint that stock tools load.",
     help_format="markdown",
     console=out,
     help_epilogue="The terms are explained in docs/reference.md.",

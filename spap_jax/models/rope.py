@@ -1,5 +1,6 @@
 """Reads the rotary embedding of a Hugging Face config, in the formats of transformers 4 and 5."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -76,7 +77,7 @@ def read_rope(theirs: dict[str, Any]) -> Rope:
     unread = {n: v for n, v in given.items() if n not in names.values() and v not in (None, whole.get(n))}
     if unread:
         raise UserError(f"config.json's rope scaling {kind!r} sets {unread}, which this port does not compute.")
-    return Rope(scaling=kind, **numbers)
+    return dataclasses.replace(Rope(scaling=kind), **numbers)
 
 
 def _positive(name: str, value: Any) -> float:
