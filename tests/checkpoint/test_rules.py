@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spap_jax.checkpoint.inventory import expected_tensors
+from spap_jax.checkpoint.inventory import expected_tensors, joined
 from spap_jax.models import decoder
 from spap_jax.models.registry import FAMILIES, decoder_of
 from spap_jax.models.towers import tower_of
@@ -54,7 +54,8 @@ def real_models() -> list[str]:
 def test_real_models(name: str):
     theirs = json.loads((CONFIGS / f"{name}.json").read_bytes())
     config = decoder_of(theirs)[1]
-    expected = expected_tensors(config)
+    shapes = {name: tensor.shape for name, tensor in expected_tensors(config).items()}
+    expected = joined(config, shapes, lambda parts: (sum(rows for rows, _ in parts), parts[0][1]))
     auto = transformers.AutoModelForImageTextToText if tower_of(theirs) else transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(transformers.AutoConfig.for_model(**theirs))
@@ -62,7 +63,7 @@ def test_real_models(name: str):
     stock = {name: shape for name, shape in stock.items() if name.startswith((config.prefix, config.head_name))}
     if config.tied:
         del stock["lm_head.weight"]
-    assert {name: tensor.shape for name, tensor in expected.items()} == stock
+    assert expected == stock
 
     tree = decoder.shapes(config)
     leaves = jax.tree_util.tree_leaves_with_path(tree)
