@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from spap_jax.models.config import AttentionKind
 from spap_jax.models.families import Field
 from spap_jax.models.gemma3 import GEMMA3
 from spap_jax.models.layer_types import read_kinds
@@ -14,10 +13,7 @@ from spap_jax.models.rope import read_rope
 def attention_kinds(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
     """Reads which layers attend within a window, by default every other one; all have one rotary embedding."""
     rope = read_rope(theirs)
-    return {
-        "attention_kinds": (AttentionKind(rope, read["window"]), AttentionKind(rope)),
-        "layer_kinds": read_kinds(theirs, read["layers"], period=2),
-    }
+    return read_kinds(theirs, read, (rope, rope), period=2)
 
 
 GEMMA2 = dataclasses.replace(

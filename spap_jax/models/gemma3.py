@@ -7,7 +7,6 @@ within a window, with a rotary embedding of their own; some to all previous toke
 import math
 from typing import Any
 
-from spap_jax.models.config import AttentionKind
 from spap_jax.models.families import Family, Field
 from spap_jax.models.kinds import of_kind
 from spap_jax.models.layer_types import kind_fields, read_kinds, read_ropes
@@ -20,11 +19,8 @@ from spap_jax.models.rules import Rule
 def attention_kinds(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
     """Reads which layers attend within a window, and both rotary embeddings."""
     period = of_kind("sliding_window_pattern", theirs.get("sliding_window_pattern", 6), int)
-    near, far = read_ropes(theirs, theirs.get("rope_local_base_freq", 10000.0), theirs.get("rope_theta", 1000000.0))
-    return {
-        "attention_kinds": (AttentionKind(near, read["window"]), AttentionKind(far)),
-        "layer_kinds": read_kinds(theirs, read["layers"], period),
-    }
+    ropes = read_ropes(theirs, theirs.get("rope_local_base_freq", 10000.0), theirs.get("rope_theta", 1000000.0))
+    return read_kinds(theirs, read, ropes, period)
 
 
 def derived(read: dict[str, Any]) -> dict[str, Any]:

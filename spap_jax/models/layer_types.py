@@ -3,7 +3,7 @@
 from typing import Any
 
 from spap_jax.errors import UserError
-from spap_jax.models.config import Rope
+from spap_jax.models.config import AttentionKind, Rope
 from spap_jax.models.kinds import of_kind
 from spap_jax.models.rope import read_rope
 
@@ -11,13 +11,15 @@ TYPES = ("sliding_attention", "full_attention")
 """Names of the types of layers in config.json, in the order of their kinds of attention."""
 
 
-def read_kinds(theirs: dict[str, Any], layers: int, period: int) -> tuple[int, ...]:
+def read_kinds(theirs: dict[str, Any], read: dict[str, Any], ropes: tuple[Rope, Rope], period: int) -> dict[str, Any]:
     """Reads which kind of attention each layer has; by default the last layer of every ``period`` attends to all.
+
+    ``ropes`` are those of `TYPES`. Returns what a family's ``attention_kinds`` does.
 
     Raises:
         UserError: ``layer_types`` is no list of one of `TYPES` for each layer.
     """
-    types = theirs.get("layer_types")
+    types, layers = theirs.get("layer_types"), read["layers"]
     if types is None:
         types = [TYPES[(layer + 1) % period == 0] for layer in range(layers)]
     if not isinstance(types, list) or len(types) != layers or any(name not in TYPES for name in types):
@@ -25,7 +27,11 @@ def read_kinds(theirs: dict[str, Any], layers: int, period: int) -> tuple[int, .
             f"config.json gives layer_types = {types!r}, which must be {' or '.join(TYPES)} for each of the "
             f"{layers} layers: correct it."
         )
-    return tuple(map(TYPES.index, types))
+    near, far = ropes
+    return {
+        "attention_kinds": (AttentionKind(near, read["window"]), AttentionKind(far)),
+        "layer_kinds": tuple(map(TYPES.index, types)),
+    }
 
 
 def read_ropes(theirs: dict[str, Any], near: float, far: float) -> tuple[Rope, Rope]:

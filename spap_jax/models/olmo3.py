@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from spap_jax.models.config import AttentionKind
 from spap_jax.models.families import Field
 from spap_jax.models.layer_types import kind_fields, read_kinds, read_ropes
 from spap_jax.models.olmo2 import OLMO2
@@ -14,11 +13,7 @@ BASE = 500000.0
 
 def attention_kinds(theirs: dict[str, Any], read: dict[str, Any]) -> dict[str, Any]:
     """Reads which layers attend within a window, and both rotary embeddings."""
-    near, far = read_ropes(theirs, BASE, BASE)
-    return {
-        "attention_kinds": (AttentionKind(near, read["window"]), AttentionKind(far)),
-        "layer_kinds": read_kinds(theirs, read["layers"], period=4),
-    }
+    return read_kinds(theirs, read, read_ropes(theirs, BASE, BASE), period=4)
 
 
 OLMO3 = dataclasses.replace(
